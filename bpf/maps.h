@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The maps: MAP(type, name, key, value, entries, flags), read by the agent as well. The loader
+ * defines PINS (the directory) and the MAX_… sizes, and refuses a pin that differs from this.
+ */
+#ifndef POINTSMAN_MAPS_H
+#define POINTSMAN_MAPS_H
+
+#define MAP(type, name, key, value, entries, flags) \
+	BPF_TABLE_PINNED(#type, key, value, name, entries, PINS "/" #name, flags)
+
+/* What a lookup reads. The arrays are mapped by the agent, so an update is a store, no syscall. */
+MAP(hash, frontends, struct frontend_key, struct frontend, MAX_SERVICES, 0);
+MAP(array, services, __u32, struct service, MAX_SERVICES, BPF_F_MMAPABLE);
+MAP(array, slots, __u32, struct slot, MAX_SLOTS, BPF_F_MMAPABLE);
+MAP(array, load, __u32, struct load, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+MAP(hash, names, __u32, struct name, MAX_SERVICES, BPF_F_NO_PREALLOC);
+MAP(percpu_array, counters, __u32, __u64, COUNTERS, 0);
+
+/* What outlives an upgrade with the sockets it describes. */
+MAP(array, sockets, __u32, struct bucket, MAX_BUCKETS, BPF_F_MMAPABLE);
+MAP(hash, sockets_overflow, __u64, struct overflow, MAX_OVERFLOW, 0);
+MAP(lru_hash, overflow_netns, __u64, __u32, MAX_OVERFLOW_NETNS, 0);
+MAP(sk_storage, datagrams, int, struct datagrams, 0, BPF_F_NO_PREALLOC);
+#ifdef HAVE_MPTCP
+/* An MPTCP socket connects by a subflow with a cookie of its own: found again by its address. */
+MAP(lru_hash, mptcp, __u64, struct socket, MAX_MPTCP, 0);
+#endif
+
+#endif

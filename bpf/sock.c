@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The socket hooks. A connect or send to a Service's address is given an endpoint's address once;
+ * every packet then goes straight to the endpoint. The hooks own the verdict, the functions
+ * above them only say what should happen.
+ */
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <linux/in.h>
+#include "abi.h"
+#include "maps.h"
+#include "lookup.h"
+#include "record.h"
+#include "datagram.h"
+
+#define PROCEED 1
+#define REJECT 0
+
+#define V4_DESTINATION(ctx) \
+	{ { 0, 0, V4_MAPPED, (ctx)->user_ip4 }, (__be16)(ctx)->user_port, (ctx)->protocol, 0 }
+#define V6_DESTINATION(ctx) \
+	{ { (ctx)->user_ip6[0], (ctx)->user_ip6[1], (ctx)->user_ip6[2], (ctx)->user_ip6[3] }, \
+	  (__be16)(ctx)->user_port, (ctx)->protocol, 0 }
+
+static __always_inline void write_v4(struct bpf_sock_addr *ctx, const struct frontend_key *to)
+{
+	ctx->user_ip4 = to->addr[3];
+	ctx->user_port = to->port;
+}
+
+static __always_inline void write_v6(struct bpf_sock_addr *ctx, const struct frontend_key *to)
+{
+	ctx->user_ip6[0] = to->addr[0];
+	ctx->user_ip6[1] = to->addr[1];
+	ctx->user_ip6[2] = to->addr[2];
+	ctx->user_ip6[3] = to->addr[3];
+	ctx->user_port = to->port;
+}
+
+static __always_inline void translate(struct frontend_key *to, const __be32 *addr, __be16 port)
+{
+	copy_address(to->addr, addr);
+	to->port = port;
+}
+
+static __always_inline int verdict(int error)
+{
+	if (error >= 0)
+		return PROCEED;
+	bpf_set_retval(error);
+	return REJECT;
+}
+
+#ifdef HAVE_MPTCP
+/*
+ * The program sees a subflow connect, getpeername is asked of the MPTCP socket: the socket's
+ * address in the kernel is what both can name. It is checked against the real peer, so an address
+ * used again shows nothing wrong.
+ */
+static __always_inline void record_mptcp(struct bpf_sock_addr *ctx, const struct frontend_key *vip,
+					 const struct slot *slot)
+{
+	struct mptcp_sock *msk;
+	struct socket record = {};
+	__u64 key;
+
+	if (!ctx->sk)
+		return;
+	msk = bpf_skc_to_mptcp_sock(ctx->sk);
+	if (!msk)
+		return;
+	key = (__u64)msk;
+	record.proto = vip->proto;
+	copy_address(record.vip, vip->addr);
+	copy_address(record.peer, slot->addr);
+	record.vip_port = vip->port;
+	record.peer_port = slot->port;
+	mptcp.update(&key, &record);
+}
+#else
+#define record_mptcp(ctx, vip, slot)
+#endif
+
+/*
+ * connect(): a socket that had a record loses it when it now connects past the Services. When it
+ * is refused it keeps it: a UDP socket then is still connected to its old peer.
+ */
+static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct frontend_key *to)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct frontend_key vip = *to;
+	struct slot *slot = NULL;
+	struct place place;
+	__u32 id;
+	int error;
+
+	if (to->proto != IPPROTO_TCP && to->proto != IPPROTO_UDP)
+		return NOT_A_SERVICE;
+	error = choose(to, &slot, &id);
+	if (error != TRANSLATED || !slot) {
+		if (error == NOT_A_SERVICE)
+			free_record(cookie);
+		return error;
+	}
+	translate(to, slot->addr, slot->port);
+	if (find_record(cookie, &place)) {
+		if (!place.cookie) {
+			free_overflow(cookie, place.bucket);
+		} else {
+			/* Keep the place: mark it busy, settle the old connection, write anew. */
+			*(volatile __u64 *)place.cookie = cookie | COOKIE_BUSY;
+			count_closed(place.record);
+		}
+	}
+	if (!place.cookie && !claim_place(cookie, &place)) {
+		record_overflow(cookie, bpf_get_netns_cookie(ctx), place.bucket, &vip, slot);
+	} else {
+		fill_record(place.record, &vip, slot);
+		barrier();
+		*(volatile __u64 *)place.cookie = cookie;
+	}
+	if (to->proto == IPPROTO_TCP)
+		record_mptcp(ctx, &vip, slot);
+	return TRANSLATED;
+}
+
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct frontend_key to = V4_DESTINATION(ctx);
+	int error = sock_connect(ctx, &to);
+
+	if (error == TRANSLATED)
+		write_v4(ctx, &to);
+	return verdict(error);
+}
+
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct frontend_key to = V6_DESTINATION(ctx);
+	int error = sock_connect(ctx, &to);
+
+	if (error == TRANSLATED)
+		write_v6(ctx, &to);
+	return verdict(error);
+}
+
+/* sendmsg() of a UDP socket with an address: the endpoint that this socket uses for this VIP. */
+static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct frontend_key *to)
+{
+	struct frontend_key vip = *to;
+	struct slot *slot = NULL;
+	struct datagrams *sent;
+	int error;
+	__u32 id;
+
+	if (to->proto != IPPROTO_UDP || !ctx->sk)
+		return NOT_A_SERVICE;
+	sent = datagrams.sk_storage_get(ctx->sk, NULL, 0);
+	if (sent && recall(sent, to))
+		return TRANSLATED;
+	error = choose(to, &slot, &id);
+	if (error != TRANSLATED || !slot)
+		return error;
+	translate(to, slot->addr, slot->port);
+	sent = datagrams.sk_storage_get(ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (sent)
+		remember(sent, &vip, slot, id);
+	return TRANSLATED;
+}
+
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct frontend_key to = V4_DESTINATION(ctx);
+	int error = sock_sendmsg(ctx, &to);
+
+	if (error == TRANSLATED)
+		write_v4(ctx, &to);
+	return verdict(error);
+}
+
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct frontend_key to = V6_DESTINATION(ctx);
+	int error = sock_sendmsg(ctx, &to);
+
+	if (error == TRANSLATED)
+		write_v6(ctx, &to);
+	return verdict(error);
+}
+
+/* The peer as the program knows it: the VIP that it connected to, if its peer came from one. */
+static __always_inline bool peer_of_record(__u64 cookie, struct frontend_key *peer)
+{
+	struct place place;
+
+	if (!find_record(cookie, &place))
+		return false;
+	/* connect(AF_UNSPEC) passes no hook: only the real peer tells that the record still holds. */
+	if (!same_address(place.record->peer, peer->addr) ||
+	    place.record->peer_port != peer->port || place.record->proto != peer->proto)
+		return false;
+	translate(peer, place.record->vip, place.record->vip_port);
+	return true;
+}
+
+static __always_inline bool sock_recvmsg(struct bpf_sock_addr *ctx, struct frontend_key *from)
+{
+	struct datagrams *sent;
+
+	if (from->proto != IPPROTO_UDP || !ctx->sk)
+		return false;
+	sent = datagrams.sk_storage_get(ctx->sk, NULL, 0);
+	if (sent && answer(sent, from))
+		return true;
+	return peer_of_record(bpf_get_socket_cookie(ctx), from);
+}
+
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct frontend_key from = V4_DESTINATION(ctx);
+
+	if (sock_recvmsg(ctx, &from))
+		write_v4(ctx, &from);
+	return PROCEED;
+}
+
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct frontend_key from = V6_DESTINATION(ctx);
+
+	if (sock_recvmsg(ctx, &from))
+		write_v6(ctx, &from);
+	return PROCEED;
+}
+
+static __always_inline bool sock_getpeername(struct bpf_sock_addr *ctx, struct frontend_key *peer)
+{
+#ifdef HAVE_MPTCP
+	struct socket *record;
+	__u64 key;
+#endif
+	/* An MPTCP socket says IPPROTO_MPTCP here, its record was made by a TCP subflow. */
+	if (peer->proto != IPPROTO_UDP)
+		peer->proto = IPPROTO_TCP;
+	if (peer_of_record(bpf_get_socket_cookie(ctx), peer))
+		return true;
+#ifdef HAVE_MPTCP
+	if (peer->proto == IPPROTO_UDP)
+		return false;
+	key = (__u64)ctx->sk;
+	record = mptcp.lookup(&key);
+	if (record && same_address(record->peer, peer->addr) && record->peer_port == peer->port) {
+		translate(peer, record->vip, record->vip_port);
+		return true;
+	}
+#endif
+	return false;
+}
+
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct frontend_key peer = V4_DESTINATION(ctx);
+
+	if (sock_getpeername(ctx, &peer))
+		write_v4(ctx, &peer);
+	return PROCEED;
+}
+
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct frontend_key peer = V6_DESTINATION(ctx);
+
+	if (sock_getpeername(ctx, &peer))
+		write_v6(ctx, &peer);
+	return PROCEED;
+}
+
+/* Counting starts with the SYN and ends with TCP_CLOSE, however the connection got there. */
+int sock_ops(struct bpf_sock_ops *ctx)
+{
+	struct place place;
+
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (!find_record(bpf_get_socket_cookie(ctx), &place))
+			break;
+		if (!place.record->counted)
+			count_open(place.record);
+		/* Only a socket with a record pays for the seven state changes of a connection. */
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
+						       BPF_SOCK_OPS_STATE_CB_FLAG);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] == BPF_TCP_CLOSE)
+			free_record(bpf_get_socket_cookie(ctx));
+		break;
+	}
+	return PROCEED;
+}
+
+int sock_release(struct bpf_sock *ctx)
+{
+	free_record(bpf_get_socket_cookie(ctx));
+	return PROCEED;
+}

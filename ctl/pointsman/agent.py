@@ -1,0 +1,438 @@
+"""The agent: events in, maps kept in step. One thread owns the maps.
+
+Sources, the address watch and the reclaimer run on threads of their own and only put values into
+the queue. Whatever happens to this process, the kernel keeps balancing with the last state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pointsman import __version__, host, state
+from pointsman.builtin import REF as DNS_REF
+from pointsman.builtin import DnsService, dns_address
+from pointsman.clusterip import ClusterIPs
+from pointsman.dns import DnsServer
+from pointsman.events import Changed, Event, Listed, Problem, Problems
+from pointsman.maps import Maps, View, apply
+from pointsman.objects import Ref
+from pointsman.pins import Loaded, Pins, Sizes
+from pointsman.plan import Garbage, Plan, Planner
+from pointsman.resolve import Context, is_balanced, local_vips, resolve
+from pointsman.tracker import Tracker
+from pointsman.values import Address, Entry
+from pointsman.zone import Zone
+
+log = logging.getLogger("pointsman.agent")
+
+_BATCH = 1000  # events folded into one plan at most
+_RETRY = 1.0  # seconds until a failed sync is tried again
+_HEARTBEAT = 1.0  # seconds between two writings of the status file, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one agent runs. Paths are absolute, addresses as people write them."""
+
+    bpffs: Path = Path("/sys/fs/bpf/pointsman")
+    cgroup: Path = Path("/sys/fs/cgroup")
+    run_dir: Path = Path("/run/pointsman")
+    state_dir: Path = Path("/var/lib/pointsman")
+    manifests: Path = Path("/etc/pointsman/manifests")
+    service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
+    domain: str = "cluster.local"
+    dns_listen: tuple[tuple[str, int], ...] = ()
+    dns_upstreams: tuple[tuple[str, int], ...] = ()
+    sizes: Sizes = field(default_factory=Sizes)
+
+
+class Source(Protocol):
+    """Where objects come from. `run` puts a Listed first, returns when `stop` is set."""
+
+    def run(self, put: Callable[[Event], None], stop: threading.Event) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Reclaimed:
+    garbage: Garbage
+    planner: Planner
+
+
+@dataclass(frozen=True, slots=True)
+class _Addresses:
+    addresses: frozenset[Address]
+
+
+_Message = Event | _Reclaimed | _Addresses
+
+
+class Agent:
+    """Runs until told to stop. Errors of `pointsman.errors` end it before it changed anything."""
+
+    def __init__(self, settings: Settings, source: Source) -> None:
+        self._settings = settings
+        self._source = source
+        self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._garbage: queue.SimpleQueue[tuple[Garbage, Planner] | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._pins = Pins(settings.bpffs, settings.sizes)
+        self._context = Context()
+        self._entries: dict[Ref, tuple[Entry, ...]] = {}
+        self._resolve_problems: dict[Ref, tuple[Problem, ...]] = {}
+        self._source_problems: tuple[Problem, ...] = ()
+        self._reported: set[Problem] = set()
+        self._attached = False
+        self.failed = ""
+        self._status_due = True
+        self._status_at = 0.0
+        self._started = time.time()
+        self._totals = {"syncs": 0, "failures": 0, "problems": 0}
+        self._last_sync: dict[str, Any] = {}
+        self._claims: dict[str, Ref] = {}
+        self.ready = threading.Event()
+
+    def stop(self) -> None:
+        """May be called from a signal handler or another thread."""
+        self._stop.set()
+
+    # -- life --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Loads, syncs, attaches and follows the source until `stop`."""
+        settings = self._settings
+        lock = state.Lock(settings.run_dir)
+        threads: list[threading.Thread] = []
+        dns: DnsServer | None = None
+        try:
+            settings.state_dir.mkdir(parents=True, exist_ok=True)
+            host.mount_bpffs(settings.bpffs)
+            host.check_cgroup(settings.cgroup)
+            if warning := host.cgroup_warning():
+                log.warning(warning)
+            self._claims = state.read_claims(settings.state_dir)
+            self._cluster_ips = ClusterIPs(settings.service_cidrs, self._claims)
+            self._tracker = Tracker(self._cluster_ips)
+            dns = self._start_dns()
+            loaded = self._pins.load()
+            log.info("loaded generation=%s compiled=%s", loaded.generation.name, loaded.compiled)
+            self._open(loaded)
+            for name, target in (
+                ("source", lambda: self._source.run(self._queue.put, self._stop)),
+                ("addresses", self._watch_addresses),
+                ("reclaim", self._reclaim),
+            ):
+                thread = threading.Thread(target=self._guard(name, target), name=name, daemon=True)
+                thread.start()
+                threads.append(thread)
+            self._follow()
+        finally:
+            self._stop.set()
+            self._garbage.put(None)
+            if dns:
+                dns.stop()
+            for thread in threads:
+                thread.join(timeout=5)
+            if threads:
+                self._write_status(stopped=True)
+            lock.release()
+
+    def _guard(self, name: str, target: Callable[[], None]) -> Callable[[], None]:
+        """A thread that ends by an exception ends the agent, in the open: the kernel goes on
+        balancing, and whoever supervises the process starts it again."""
+
+        def run() -> None:
+            try:
+                target()
+            except Exception:
+                log.exception("thread %s failed, stopping", name)
+                self.failed = f"thread {name} failed"
+                self._stop.set()
+
+        return run
+
+    def _start_dns(self) -> DnsServer | None:
+        settings = self._settings
+        self._zone: Zone | None = None
+        self._dns_service: DnsService | None = None
+        self._dns: DnsServer | None = None
+        if not settings.dns_listen:
+            return None
+        own = [dns_address(cidr) for cidr in settings.service_cidrs]
+        self._zone = Zone(settings.domain, nameservers=own)
+        server = DnsServer(self._zone, settings.dns_listen, settings.dns_upstreams, own=own)
+        server.start()
+        families = {":" in address for address, _ in server.addresses}
+        served = [address for address in own if (":" in address) in families]
+        if served:
+            self._dns_service = DnsService(served, server.addresses)
+        self._dns = server
+        return server
+
+    def _open(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._maps = Maps(loaded.generation.maps, loaded.generation.programs)
+        self._planner = self._new_planner()
+
+    def _new_planner(self) -> Planner:
+        """Takes over what the maps hold; after an upgrade also the numbers of the old ones."""
+        inherited = None
+        if self._loaded.previous and self._loaded.rebuilt:
+            previous = View(self._loaded.previous.maps)
+            inherited = previous.snapshot()
+            previous.close()
+        return Planner(self._maps.limits, self._maps.snapshot(), inherited)
+
+    def _watch_addresses(self) -> None:
+        host.watch_addresses(lambda found: self._queue.put(_Addresses(found)), self._stop)
+
+    def _reclaim(self) -> None:
+        """Waits out grace periods, several plans at a time, off the thread that owns the maps."""
+        while True:
+            item = self._garbage.get()
+            if item is None:
+                return
+            batch, planner = item
+            ending = False
+            while not self._garbage.empty():
+                more = self._garbage.get()
+                if more is None:
+                    ending = True
+                    break
+                if more[1] is planner:
+                    batch.extend(more[0])
+                else:
+                    batch, planner = more
+            self._maps.wait_for_readers()
+            self._queue.put(_Reclaimed(batch, planner))
+            if ending:
+                return
+
+    # -- following the source ----------------------------------------------------------------
+
+    def _follow(self) -> None:
+        retry_at = 0.0
+        while not self._stop.is_set():
+            messages = self._next()
+            try:
+                self._take(messages)
+                if retry_at and time.monotonic() >= retry_at:
+                    self._resync()
+                    retry_at = 0.0
+            except OSError as error:
+                # One way to recover from anything: read what is there, plan anew.
+                self._totals["failures"] += 1
+                self._last_sync["error"] = str(error)
+                self._status_due = True
+                log.error("sync failed, reading the maps again in %ss: %s", _RETRY, error)
+                retry_at = time.monotonic() + _RETRY
+            if self._status_due and time.monotonic() - self._status_at >= _HEARTBEAT:
+                self._write_status()
+
+    def _next(self) -> list[_Message]:
+        """Everything that waits, at least one message unless half a second passes."""
+        try:
+            messages = [self._queue.get(timeout=0.5)]
+        except queue.Empty:
+            return []
+        while len(messages) < _BATCH:
+            try:
+                messages.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return messages
+
+    def _take(self, messages: list[_Message]) -> None:
+        touched: set[Ref] = set()
+        retry = listed = False
+        for message in messages:
+            if isinstance(message, Listed | Changed):
+                event = self._dns_service.add(message) if self._dns_service else message
+                touched |= self._tracker.fold(event)
+                listed |= isinstance(message, Listed)
+            elif isinstance(message, Problems):
+                self._source_problems = message.problems
+                self._status_due = True
+            elif isinstance(message, _Addresses):
+                touched |= self._take_addresses(message.addresses)
+            elif message.planner is self._planner:
+                self._planner.reclaim(message.garbage)
+                retry = bool(self._planner.unplaced)
+        if not self._tracker.listed:
+            self._report_problems()
+            return
+        if touched or listed or retry:
+            self._sync(touched)
+        self._report_problems()
+
+    def _take_addresses(self, addresses: frozenset[Address]) -> set[Ref]:
+        changed = addresses ^ self._context.local_addresses
+        self._context = Context(addresses)
+        return {s.ref for s in local_vips(self._tracker.services.values(), changed)}
+
+    def _sync(self, touched: set[Ref]) -> None:
+        began = time.monotonic()
+        changed = self._resolve(touched)
+        self._save_claims()
+        if self._attached:
+            self._carry_out(self._planner.update(changed))
+        else:
+            self._carry_out(self._planner.replace(self._entries))
+            self._attach()
+        self._totals["syncs"] += 1
+        self._last_sync = {
+            "time": time.time(),
+            "seconds": round(time.monotonic() - began, 6),
+            "services": len(touched),
+        }
+        self._status_due = True
+
+    def _resolve(self, touched: set[Ref]) -> dict[Ref, tuple[Entry, ...]]:
+        changed: dict[Ref, tuple[Entry, ...]] = {}
+        for ref in touched:
+            service = self._tracker.services.get(ref)
+            slices = self._tracker.slices(ref)
+            if self._zone:
+                if service:
+                    self._zone.put(service, slices)
+                else:
+                    self._zone.delete(ref)
+            entries, problems = resolve(service, slices, self._context) if service else ((), ())
+            if problems:
+                self._resolve_problems[ref] = problems
+            else:
+                self._resolve_problems.pop(ref, None)
+            if entries != self._entries.get(ref, ()):
+                changed[ref] = entries
+                if entries:
+                    self._entries[ref] = entries
+                else:
+                    del self._entries[ref]
+        return changed
+
+    def _carry_out(self, plan: Plan) -> None:
+        apply(plan, self._maps)
+        if plan.garbage:
+            self._garbage.put((plan.garbage, self._planner))
+
+    def _resync(self) -> None:
+        """Starts over from what the maps hold, as after a restart."""
+        self._planner = self._new_planner()
+        self._carry_out(self._planner.replace(self._entries))
+        self._last_sync.pop("error", None)
+        if not self._attached:
+            self._attach()
+
+    def _attach(self) -> None:
+        """The links, once the maps are filled: from here on sockets are translated."""
+        flipped = self._pins.attach(self._loaded.generation, self._settings.cgroup)
+        self._attached = True
+        if self._loaded.previous:
+            # What still runs of the old programs counts into the old map: wait, then add it up.
+            self._maps.wait_for_readers()
+            self._maps.merge_load()
+            self._loaded = dataclasses.replace(self._loaded, previous=None)
+        self._pins.drop_others(self._loaded.generation)
+        log.info("attached cgroup=%s flipped=%s", self._settings.cgroup, len(flipped))
+        # Ten thousand Services are a million objects that never die: keep them out of the
+        # collector's way, whose pauses would else be longer than a change takes.
+        gc.collect()
+        gc.freeze()
+        self._write_status()
+        self.ready.set()
+
+    def _save_claims(self) -> None:
+        claims = self._cluster_ips.claims
+        if claims != self._claims:
+            self._claims = claims
+            state.write_claims(self._settings.state_dir, claims)
+
+    # -- telling -----------------------------------------------------------------------------
+
+    def problems(self) -> list[Problem]:
+        """Everything an operator should mend now."""
+        found = [*self._source_problems, *self._tracker.problems]
+        found += [problem for each in self._resolve_problems.values() for problem in each]
+        found += [
+            Problem(
+                f"not (wholly) in force: {reason}", "it is tried again by itself", object=str(r)
+            )
+            for r, reason in self._planner.unplaced.items()
+        ]
+        local = self._context.local_addresses
+        found += [
+            Problem(
+                "its ClusterIP is assigned to a device of this node, so it is not translated",
+                "nothing to do if a local cache listens there on purpose",
+                object=str(service.ref),
+                severity="warning",
+            )
+            for service in local_vips(self._tracker.services.values(), local)
+        ]
+        return found
+
+    def _report_problems(self) -> None:
+        if not self._status_due:
+            return
+        now = set(self.problems())
+        for problem in sorted(now - self._reported, key=str):
+            self._totals["problems"] += 1
+            (log.warning if problem.severity == "warning" else log.error)("%s", problem)
+        for problem in sorted(self._reported - now, key=str):
+            log.info("mended: %s", problem)
+        self._reported = now
+
+    def _write_status(self, *, stopped: bool = False) -> None:
+        self._status_due = False
+        self._status_at = time.monotonic()
+        settings = self._settings
+        dns = self._dns
+        status = {
+            "version": __version__,
+            "started": self._started,
+            "stopped": time.time() if stopped else None,
+            "failed": self.failed,
+            "settings": {
+                "bpffs": str(settings.bpffs),
+                "cgroup": str(settings.cgroup),
+                "manifests": str(settings.manifests),
+                "state_dir": str(settings.state_dir),
+                "service_cidrs": list(settings.service_cidrs),
+                "domain": settings.domain,
+            },
+            "source": {
+                "kind": "manifests",
+                "path": str(settings.manifests),
+                "listed": self._tracker.listed,
+                "objects": self._tracker.counts(),
+            },
+            "sync": {**self._last_sync, **self._totals, "attached": self._attached},
+            "balanced": sum(map(is_balanced, self._tracker.services.values())),
+            "problems": [dataclasses.asdict(problem) for problem in self.problems()],
+            "dns": dns
+            and {
+                "listen": [f"{address}:{port}" for address, port in dns.addresses],
+                "upstreams": [f"{address}:{port}" for address, port in dns.upstreams],
+                "cluster_ips": self._dns_addresses(),
+                "queries": dict(dns.counters.queries),
+                "forwarded": dns.counters.forwarded,
+            },
+        }
+        try:
+            state.write_json(settings.run_dir / state.STATUS, status)
+        except OSError as error:
+            log.error("status file: %s", error)
+
+    def _dns_addresses(self) -> list[str]:
+        service = self._tracker.services.get(DNS_REF)
+        if service is None or not is_balanced(service):
+            return []
+        return list(service.spec.cluster_ips)

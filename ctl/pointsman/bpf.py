@@ -1,0 +1,370 @@
+"""BPF objects in the kernel, through libbpf. The only module that calls bpf(2).
+
+Errors are `OSError` with the kernel's errno and what was tried. File descriptors are plain ints
+owned by whoever asked for them; `Map` closes its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BPF_F_RDONLY = 1 << 3
+_BATCH = 4096
+
+
+def _load(names: tuple[str, ...]) -> ctypes.CDLL:
+    for name in names:
+        try:
+            return ctypes.CDLL(name, use_errno=True)
+        except OSError:
+            continue
+    raise OSError(errno.ENOENT, f"{names[0]} not found; install the package that carries it")
+
+
+_libbpf = _load(("libbpf.so.1", "libbpf.so.0"))
+_libatomic = _load(("libatomic.so.1",))
+
+# Plain stores from Python are not ordered on arm64; these are release stores.
+_RELEASE = 3
+_store_8 = _libatomic["__atomic_store_8"]
+_store_8.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
+_store_8.restype = None
+
+
+def _check(result: int, what: str) -> int:
+    """libbpf ≥ 1.0 returns -errno, and sets errno as well."""
+    if result < 0:
+        number = -result if result != -1 or not ctypes.get_errno() else ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return int(result)
+
+
+class _GetOpts(ctypes.Structure):
+    _fields_ = [("sz", ctypes.c_size_t), ("file_flags", ctypes.c_uint32), ("pad", ctypes.c_uint32)]
+
+
+class _BatchOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("elem_flags", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    ]
+
+
+class _RunOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    ]
+
+
+def obj_get(path: Path, *, read_only: bool = False) -> int:
+    """The file descriptor of a pinned object. Programs and links can't be opened read-only."""
+    options = _GetOpts(ctypes.sizeof(_GetOpts), BPF_F_RDONLY if read_only else 0, 0)
+    result = _libbpf.bpf_obj_get_opts(os.fsencode(path), ctypes.byref(options))
+    return _check(result, f"open {path}")
+
+
+def obj_pin(fd: int, path: Path) -> None:
+    _check(_libbpf.bpf_obj_pin(fd, os.fsencode(path)), f"pin {path}")
+
+
+def _info(fd: int, size: int = 256) -> bytes:
+    buffer = ctypes.create_string_buffer(size)
+    length = ctypes.c_uint32(size)
+    _check(_libbpf.bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)), "object info")
+    return buffer.raw
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """struct bpf_map_info, what matters of it."""
+
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+    btf_id: int
+    btf_value_type_id: int
+
+
+def map_info(fd: int) -> MapInfo:
+    raw = _info(fd)
+    kind, ident, key, value, entries, flags, name = struct.unpack_from("=6I16s", raw)
+    # ifindex, btf_vmlinux_value_type_id, netns_dev, netns_ino stand between the name and the BTF.
+    btf, _key_type, value_type = struct.unpack_from("=III", raw, 64)
+    text = name.split(b"\0")[0].decode()
+    return MapInfo(kind, ident, key, value, entries, flags, text, btf, value_type)
+
+
+def btf(btf_id: int) -> bytes:
+    """The raw type information of that id (format: Documentation/bpf/btf.rst)."""
+    fd = _check(_libbpf.bpf_btf_get_fd_by_id(btf_id), f"BTF {btf_id}")
+    try:
+        size = struct.unpack_from("=QI", _info(fd))[1]
+        data = ctypes.create_string_buffer(size)
+        info = struct.pack("=QII", ctypes.addressof(data), size, 0) + bytes(16)
+        buffer = ctypes.create_string_buffer(info)
+        length = ctypes.c_uint32(len(info))
+        _check(_libbpf.bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)), "BTF info")
+        return data.raw
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    id: int
+    tag: str
+    name: str
+    run_time_ns: int
+    run_cnt: int
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """struct bpf_prog_info; the run time only counts while kernel.bpf_stats_enabled is 1."""
+    raw = _info(fd)
+    _kind, ident, tag = struct.unpack_from("=II8s", raw)
+    name = raw[64:80].split(b"\0")[0].decode()
+    run_time, runs = struct.unpack_from("=QQ", raw, 192)
+    return ProgramInfo(ident, tag.hex(), name, run_time, runs)
+
+
+def link_program(fd: int) -> int:
+    """The id of the program that a link runs."""
+    return int(struct.unpack_from("=III", _info(fd))[2])
+
+
+def link_cgroup(fd: int) -> int:
+    """The id (inode) of the cgroup that a link is attached to; 0 = that cgroup is gone."""
+    return int(struct.unpack_from("=IIIIQ", _info(fd))[4])
+
+
+def link_create(program: int, target: int, attach_type: int) -> int:
+    result = _libbpf.bpf_link_create(program, target, attach_type, None)
+    return _check(result, "attach")
+
+
+def link_update(link: int, program: int) -> None:
+    """Replaces the link's program; each run of the hook sees the old one or the new one."""
+    _check(_libbpf.bpf_link_update(link, program, None), "replace the program of a link")
+
+
+def run(program: int, data: bytes) -> int:
+    """One BPF_PROG_TEST_RUN with `data` as its packet; the program's return value."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    options = _RunOpts(sz=ctypes.sizeof(_RunOpts))
+    options.data_in = ctypes.addressof(buffer)
+    options.data_size_in = len(data)
+    options.repeat = 1
+    _check(_libbpf.bpf_prog_test_run_opts(program, ctypes.byref(options)), "run a program")
+    return int(options.retval)
+
+
+def map_create(kind: int, name: str, key: int, value: int, entries: int, inner: int = -1) -> int:
+    """A map of our own making, for what no program declares. `inner`: a map-in-map's template."""
+
+    class Options(ctypes.Structure):
+        _fields_ = [
+            ("sz", ctypes.c_size_t),
+            ("btf_fd", ctypes.c_uint32),
+            ("btf_key_type_id", ctypes.c_uint32),
+            ("btf_value_type_id", ctypes.c_uint32),
+            ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+            ("inner_map_fd", ctypes.c_uint32),
+            ("map_flags", ctypes.c_uint32),
+            ("map_extra", ctypes.c_uint64),
+            ("numa_node", ctypes.c_uint32),
+            ("map_ifindex", ctypes.c_uint32),
+        ]
+
+    options = Options(sz=ctypes.sizeof(Options))
+    if inner >= 0:
+        options.inner_map_fd = inner
+    result = _libbpf.bpf_map_create(kind, name.encode(), key, value, entries, ctypes.byref(options))
+    return _check(result, f"create map {name}")
+
+
+def possible_cpus() -> int:
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(text.replace("-", ",").split(",")[-1]) + 1
+
+
+class Map:
+    """One map by its file descriptor. Keys and values are bytes of exactly the map's sizes."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.info = map_info(fd)
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> Map:
+        return cls(obj_get(path, read_only=read_only))
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def lookup(self, key: bytes, size: int | None = None) -> bytes | None:
+        """None if there is no such key. `size` for per-CPU maps: 8-byte aligned value × CPUs."""
+        value = ctypes.create_string_buffer(size or self.info.value_size)
+        result = _libbpf.bpf_map_lookup_elem(self.fd, key, value)
+        if result < 0 and ctypes.get_errno() == errno.ENOENT:
+            return None
+        _check(result, f"read {self.info.name}")
+        return value.raw
+
+    def update(self, key: bytes, value: bytes, flags: int = 0) -> None:
+        result = _libbpf.bpf_map_update_elem(self.fd, key, value, ctypes.c_uint64(flags))
+        _check(result, f"write {self.info.name}")
+
+    def delete(self, key: bytes) -> bool:
+        """False if there was no such key."""
+        result = _libbpf.bpf_map_delete_elem(self.fd, key)
+        if result < 0 and ctypes.get_errno() == errno.ENOENT:
+            return False
+        _check(result, f"remove an element of {self.info.name}")
+        return True
+
+    def update_batch(self, keys: bytes, values: bytes) -> int:
+        """Writes all in one call; the number written. Less than all if the map is full."""
+        total = len(keys) // self.info.key_size
+        count = ctypes.c_uint32(total)
+        options = _BatchOpts(ctypes.sizeof(_BatchOpts), 0, 0)
+        result = _libbpf.bpf_map_update_batch(
+            self.fd, keys, values, ctypes.byref(count), ctypes.byref(options)
+        )
+        if result < 0 and ctypes.get_errno() in (errno.E2BIG, errno.ENOSPC):
+            return int(count.value)
+        _check(result, f"write {self.info.name}")
+        return total
+
+    def delete_batch(self, keys: bytes) -> None:
+        """Deletes all; a key that is not there is passed over."""
+        size = self.info.key_size
+        at = 0
+        while at < len(keys):
+            count = ctypes.c_uint32((len(keys) - at) // size)
+            options = _BatchOpts(ctypes.sizeof(_BatchOpts), 0, 0)
+            result = _libbpf.bpf_map_delete_batch(
+                self.fd, keys[at:], ctypes.byref(count), ctypes.byref(options)
+            )
+            if result < 0 and ctypes.get_errno() != errno.ENOENT:
+                _check(result, f"remove an element of {self.info.name}")
+            if result >= 0:
+                return
+            at += (count.value + 1) * size  # the one after the last deleted was not there
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every key with its value (not for per-CPU maps), in batches of one syscall each."""
+        key_size, value_size = self.info.key_size, self.info.value_size
+        room = min(_BATCH, max(self.info.max_entries, 64))
+        keys = ctypes.create_string_buffer(key_size * room)
+        values = ctypes.create_string_buffer(value_size * room)
+        # The cursor is a bucket number or a key, whatever the map type makes of it.
+        cursor = ctypes.create_string_buffer(max(key_size, 8))
+        first = True
+        while True:
+            count = ctypes.c_uint32(room)
+            options = _BatchOpts(ctypes.sizeof(_BatchOpts), 0, 0)
+            result = _libbpf.bpf_map_lookup_batch(
+                self.fd,
+                None if first else cursor,
+                cursor,
+                keys,
+                values,
+                ctypes.byref(count),
+                ctypes.byref(options),
+            )
+            done = result < 0 and ctypes.get_errno() == errno.ENOENT
+            if result < 0 and ctypes.get_errno() == errno.ENOSPC:
+                room *= 4  # one bucket holds more than fits
+                keys = ctypes.create_string_buffer(key_size * room)
+                values = ctypes.create_string_buffer(value_size * room)
+                continue
+            if result < 0 and not done:
+                _check(result, f"read {self.info.name}")
+            raw_keys, raw_values = keys.raw, values.raw
+            for i in range(count.value):
+                yield (
+                    raw_keys[i * key_size : (i + 1) * key_size],
+                    raw_values[i * value_size : (i + 1) * value_size],
+                )
+            if done:
+                return
+            first = False
+
+    def values(self) -> bytes:
+        """All elements of an array map, one after the other."""
+        return b"".join(value for _, value in self.items())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.items())
+
+
+class Copy:
+    """An array map as it was at one moment. What a read-only descriptor allows: the kernel maps
+    memory of writable ones only (EINVAL), even for reading."""
+
+    def __init__(self, source: Map) -> None:
+        self.value_size = self.stride = source.info.value_size
+        self.entries = source.info.max_entries
+        self.memory = source.values()
+
+    def close(self) -> None:
+        self.memory = b""
+
+
+class Array:
+    """An array map in this process's memory. Elements are `stride` bytes apart."""
+
+    def __init__(self, source: Map, *, read_only: bool = False) -> None:
+        self.value_size = source.info.value_size
+        self.stride = -(-self.value_size // 8) * 8
+        self.entries = source.info.max_entries
+        length = -(-self.stride * self.entries // mmap.PAGESIZE) * mmap.PAGESIZE
+        access = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+        self.memory = mmap.mmap(source.fd, length, mmap.MAP_SHARED, access)
+        self._anchor: Any = None
+        if not read_only:
+            self._anchor = ctypes.c_char.from_buffer(self.memory)
+            self._address = ctypes.addressof(self._anchor)
+
+    def write(self, index: int, data: bytes) -> None:
+        """Plain stores: only for elements that no program reads yet. One or more elements."""
+        at = index * self.stride
+        self.memory[at : at + len(data)] = data
+
+    def store_u64(self, index: int, offset: int, value: int) -> None:
+        """One 64-bit release store: everything written before it is seen before it."""
+        _store_8(self._address + index * self.stride + offset, value, _RELEASE)
+
+    def close(self) -> None:
+        self._anchor = None
+        self.memory.close()

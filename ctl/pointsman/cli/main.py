@@ -1,0 +1,61 @@
+"""`pointsman`: the commands, their common options, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pointsman import __version__
+from pointsman.cli.run import load, unload, up
+from pointsman.errors import PointsmanError
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "POINTSMAN",
+        "max_content_width": 100,
+    }
+)
+@click.version_option(__version__, prog_name="pointsman")
+def cli() -> None:
+    """A socket-level Service load balancer: sets the points before the train arrives.
+
+    \b
+    Start with a directory of ordinary Kubernetes manifests:
+        pointsman up --manifests ./manifests
+        pointsman get services
+        pointsman explain 10.96.0.10:53/udp
+
+    \b
+    Exit codes: 0 done, 1 not healthy or different, 2 wrong usage, 3 not root, 4 no cgroup2,
+    5 no bpffs, 6 kernel too old, 7 no compiler (bcc), 8 foreign map layout, 9 already running,
+    11 nothing loaded, 12 not found, 10 anything else.
+    """
+
+
+for command in (up, load, unload):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The console script. Expected errors are one sentence on standard error."""
+    try:
+        sys.exit(cli(standalone_mode=False) or 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except PointsmanError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

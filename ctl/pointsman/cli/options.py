@@ -1,0 +1,48 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def bpffs(command: _Command) -> _Command:
+    return click.option(
+        "--bpffs",
+        type=click.Path(path_type=Path),
+        default=Path("/sys/fs/bpf/pointsman"),
+        show_default=True,
+        help="Where programs, maps and links are pinned.",
+    )(command)
+
+
+def run_dir(command: _Command) -> _Command:
+    return click.option(
+        "--run-dir",
+        type=click.Path(path_type=Path),
+        default=Path("/run/pointsman"),
+        show_default=True,
+        help="Where the agent keeps its lock and status file.",
+    )(command)
+
+
+def sizes(command: _Command) -> _Command:
+    """--max-services, --max-slots, --max-endpoints as ints of those names."""
+    for name, default, text in (
+        ("endpoints", 65536, "Endpoints of all Services together."),
+        ("slots", 131072, "Slots: the sum of all sets of endpoints, twice during a change."),
+        ("services", 65536, "Frontends: a VIP takes one for each port and one more."),
+    ):
+        command = click.option(
+            f"--max-{name}",
+            type=click.IntRange(16, 1 << 20),
+            default=default,
+            show_default=True,
+            help=text,
+        )(command)
+    return command

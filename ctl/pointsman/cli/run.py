@@ -1,0 +1,207 @@
+"""Commands that change the kernel: up, load, unload."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+from pathlib import Path
+
+import click
+
+from pointsman import host, state
+from pointsman.agent import Agent, Settings
+from pointsman.cli import options
+from pointsman.dns import upstreams_from_resolv_conf
+from pointsman.errors import PointsmanError
+from pointsman.manifests import ManifestSource
+from pointsman.pins import Pins, Sizes
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
+    """ADDR, ADDR:PORT or [ADDR]:PORT. Raises click.BadParameter."""
+    host_part, port = text, default_port
+    if text.startswith("["):
+        host_part, _, rest = text[1:].partition("]")
+        port_text = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        host_part, _, port_text = text.partition(":")
+    else:
+        port_text = ""
+    try:
+        if port_text:
+            port = int(port_text)
+        if not 0 <= port <= 65535:
+            raise ValueError
+        return str(ipaddress.ip_address(host_part)), port
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no ADDRESS[:PORT], such as 127.0.0.1:53") from None
+
+
+def _cidr(
+    _context: click.Context, _param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    for text in value:
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}; write e.g. 10.96.0.0/12") from None
+        if network.num_addresses < 16:
+            raise click.BadParameter(f"{text} has room for too few Services; take /28 or larger")
+    return value
+
+
+def _sizes(max_services: int, max_slots: int, max_endpoints: int) -> Sizes:
+    return Sizes(services=max_services, slots=max_slots, endpoints=max_endpoints)
+
+
+@click.command()
+@click.option(
+    "--manifests",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/pointsman/manifests"),
+    show_default=True,
+    help="Directory of Kubernetes manifests (Service, EndpointSlice, Pod), watched for changes.",
+)
+@click.option(
+    "--cgroup",
+    type=click.Path(path_type=Path),
+    help="cgroup2 directory whose processes are served.  [default: the cgroup2 root]",
+)
+@click.option(
+    "--service-cidr",
+    "service_cidrs",
+    multiple=True,
+    default=("10.96.0.0/12",),
+    show_default=True,
+    callback=_cidr,
+    help="Where Services without a clusterIP get one; once for each family.",
+)
+@click.option(
+    "--dns",
+    "dns_listen",
+    multiple=True,
+    default=("127.0.0.1:0",),
+    show_default=True,
+    metavar="ADDRESS[:PORT]|off",
+    help="Where the built-in DNS server listens. Its ClusterIP is the tenth of the service CIDR. "
+    "Choose an address of the node when pods have network namespaces of their own.",
+)
+@click.option(
+    "--dns-upstream",
+    "dns_upstreams",
+    multiple=True,
+    metavar="ADDRESS[:PORT]|off",
+    help="Resolvers for other names.  [default: those of /etc/resolv.conf]",
+)
+@click.option("--domain", default="cluster.local", show_default=True, help="The cluster's domain.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/pointsman"),
+    show_default=True,
+    help="Where ClusterIPs are remembered.",
+)
+@options.sizes
+@options.bpffs
+@options.run_dir
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def up(
+    manifests: Path,
+    cgroup: Path | None,
+    service_cidrs: tuple[str, ...],
+    dns_listen: tuple[str, ...],
+    dns_upstreams: tuple[str, ...],
+    domain: str,
+    state_dir: Path,
+    max_services: int,
+    max_slots: int,
+    max_endpoints: int,
+    bpffs: Path,
+    run_dir: Path,
+    verbose: bool,
+) -> None:
+    """Load, attach, and keep the maps in step with the manifests; runs in the foreground.
+
+    Stopping it (SIGTERM, Ctrl-C, a crash) leaves the kernel balancing with the last state:
+    'pointsman unload' is what ends that.
+
+    \b
+    Examples:
+        pointsman up --manifests ./manifests
+        pointsman up --cgroup /sys/fs/cgroup/unified/apps --dns 10.244.0.1:53
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    host.require_root()
+    listen = [] if "off" in dns_listen else [_address(text, 53) for text in dns_listen]
+    if dns_upstreams:
+        forward = [] if "off" in dns_upstreams else [_address(t, 53) for t in dns_upstreams]
+    else:
+        forward = upstreams_from_resolv_conf()
+    settings = Settings(
+        bpffs=bpffs,
+        cgroup=(cgroup or host.cgroup_root()).absolute(),
+        run_dir=run_dir.absolute(),
+        state_dir=state_dir.absolute(),
+        manifests=manifests.absolute(),
+        service_cidrs=service_cidrs,
+        domain=domain,
+        dns_listen=tuple(listen),
+        dns_upstreams=tuple(forward),
+        sizes=_sizes(max_services, max_slots, max_endpoints),
+    )
+    agent = Agent(settings, ManifestSource(settings.manifests))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    agent.run()
+    if agent.failed:
+        raise PointsmanError(f"{agent.failed}; see the log")
+
+
+@click.command()
+@options.sizes
+@options.bpffs
+@options.run_dir
+def load(max_services: int, max_slots: int, max_endpoints: int, bpffs: Path, run_dir: Path) -> None:
+    """Compile and pin programs and maps, so that 'up' starts at once. Attaches nothing.
+
+    \b
+    Example:
+        pointsman load && pointsman map list
+    """
+    host.require_root()
+    lock = state.Lock(run_dir)
+    try:
+        host.mount_bpffs(bpffs)
+        loaded = Pins(bpffs, _sizes(max_services, max_slots, max_endpoints)).load()
+    finally:
+        lock.release()
+    how = "compiled and pinned" if loaded.compiled else "already pinned"
+    click.echo(f"generation {loaded.generation.name}: {how} under {bpffs}")
+    if loaded.previous:
+        click.echo(f"generation {loaded.previous.name} still runs; 'pointsman up' flips to the new")
+
+
+@click.command()
+@options.bpffs
+@options.run_dir
+def unload(bpffs: Path, run_dir: Path) -> None:
+    """Detach and unpin everything that is Pointsman's. Connections that are open stay open.
+
+    \b
+    Example:
+        pointsman unload
+    """
+    host.require_root()
+    lock = state.Lock(run_dir)
+    try:
+        removed = Pins(bpffs).unload() if bpffs.is_dir() else []
+    finally:
+        lock.release()
+    for name in removed:
+        click.echo(f"removed {bpffs / name}")
+    if not removed:
+        click.echo(f"nothing is loaded under {bpffs}")

@@ -1,0 +1,154 @@
+"""The built-in endpoints controller: a Service's selector and the Pods, to EndpointSlices.
+
+Pure, and as kube-controller-manager's endpointslice controller does it, so that a manifest means
+here what it means in a cluster. Two things it does are left out because nothing reads them: the
+split at 100 endpoints a slice, and the empty slice of a Service without Pods.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from pointsman.objects import (
+    Endpoint,
+    EndpointConditions,
+    EndpointPort,
+    EndpointSlice,
+    ObjectMeta,
+    ObjectReference,
+    Pod,
+    Service,
+    ServicePort,
+)
+
+SERVICE_NAME = "kubernetes.io/service-name"
+MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
+HEADLESS = "service.kubernetes.io/headless"
+
+_Group = tuple[EndpointPort, ...]
+
+
+def selects(service: Service, pod: Pod) -> bool:
+    """True if the pod is in the Service's namespace and has every label of its selector.
+
+    An empty selector selects nothing: such a Service has EndpointSlices of its operator's making.
+    """
+    selector = service.spec.selector
+    return (
+        bool(selector)
+        and service.spec.type != "ExternalName"
+        and service.metadata.namespace == pod.metadata.namespace
+        and (selector or {}).items() <= pod.metadata.labels.items()
+    )
+
+
+def endpoint_slices(service: Service, pods: Iterable[Pod]) -> tuple[EndpointSlice, ...]:
+    """The slices of a Service, one for each family and each set of resolved ports among its pods.
+
+    Equal input in any order of pods gives equal output; slices are named
+    `<service>-<family>-<n>`, n from 0, in the order of their ports. A name may come to stand for
+    other ports after a change, so a Service's slices are to be replaced all at once. The `pods`
+    may be those of all namespaces. Addresses must be valid (see `validate`).
+    """
+    chosen = sorted(
+        (pod for pod in pods if selects(service, pod) and _has_endpoint(pod)),
+        key=lambda pod: pod.metadata.name,
+    )
+    return tuple(
+        slice_ for family in _families(service) for slice_ in _slices(service, family, chosen)
+    )
+
+
+def _slices(service: Service, family: str, pods: list[Pod]) -> Iterator[EndpointSlice]:
+    groups: defaultdict[_Group, list[Endpoint]] = defaultdict(list)
+    for pod in pods:
+        if addresses := _addresses(pod, family):
+            groups[_ports(service, pod)].append(_endpoint(service, pod, addresses))
+    labels = dict(service.metadata.labels)
+    labels.pop(HEADLESS, None)
+    labels |= {SERVICE_NAME: service.metadata.name, MANAGED_BY: "pointsman"}
+    if service.headless:
+        labels[HEADLESS] = ""
+    for n, ports in enumerate(sorted(groups, key=_order)):
+        yield EndpointSlice(
+            metadata=ObjectMeta(
+                name=f"{service.metadata.name}-{family.lower()}-{n}",
+                namespace=service.metadata.namespace,
+                labels=labels,
+            ),
+            address_type=family,
+            endpoints=tuple(groups[ports]),
+            ports=ports,
+        )
+
+
+def _order(ports: _Group) -> list[tuple[str, str, int]]:
+    return [(port.name or "", port.protocol, port.port or 0) for port in ports]
+
+
+def _has_endpoint(pod: Pod) -> bool:
+    """A pod that has ended may still show an address, which another pod can have by now."""
+    return pod.status.phase not in ("Succeeded", "Failed")
+
+
+def _families(service: Service) -> tuple[str, ...]:
+    spec = service.spec
+    if spec.ip_families:
+        return spec.ip_families
+    addresses = spec.cluster_ips or (spec.cluster_ip,)
+    if service.headless or not addresses[0]:
+        return ("IPv4", "IPv6") if spec.ip_family_policy.endswith("DualStack") else ("IPv4",)
+    return tuple(dict.fromkeys(map(_family, addresses)))
+
+
+def _family(address: str) -> str:
+    return f"IPv{ipaddress.ip_address(address).version}"
+
+
+def _addresses(pod: Pod, family: str) -> tuple[str, ...]:
+    status = pod.status
+    addresses = [ip.ip for ip in status.pod_ips] or ([status.pod_ip] if status.pod_ip else [])
+    return tuple(address for address in addresses if _family(address) == family)
+
+
+def _endpoint(service: Service, pod: Pod, addresses: tuple[str, ...]) -> Endpoint:
+    serving = any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
+    terminating = pod.metadata.deletion_timestamp is not None
+    # serving stays the bare Ready condition: publishNotReadyAddresses changes ready alone.
+    ready = service.spec.publish_not_ready_addresses or (serving and not terminating)
+    named = pod.spec.subdomain == service.metadata.name
+    return Endpoint(
+        addresses=addresses,
+        conditions=EndpointConditions(ready=ready, serving=serving, terminating=terminating),
+        hostname=pod.spec.hostname if named else "",
+        node_name=pod.spec.node_name,
+        target_ref=ObjectReference(
+            kind="Pod", namespace=pod.metadata.namespace, name=pod.metadata.name
+        ),
+    )
+
+
+def _ports(service: Service, pod: Pod) -> _Group:
+    """The Service's ports as this pod has them; a port the pod does not have is left out."""
+    resolved = ((port, _target(port, pod)) for port in service.spec.ports)
+    return tuple(
+        EndpointPort(name=port.name, protocol=port.protocol, port=number)
+        for port, number in resolved
+        if number is not None
+    )
+
+
+def _target(port: ServicePort, pod: Pod) -> int | None:
+    if not port.target_port:  # the API server's default, also for 0 and ""
+        return port.port
+    if isinstance(port.target_port, int):
+        return port.target_port
+    # Of the init containers only sidecars (KEP-753) run while the pod serves.
+    sidecars = (c for c in pod.spec.init_containers if c.restart_policy == "Always")
+    for container in (*pod.spec.containers, *sidecars):
+        for candidate in container.ports:
+            if candidate.name == port.target_port and candidate.protocol == port.protocol:
+                return candidate.container_port
+    return None

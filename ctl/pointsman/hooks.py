@@ -1,0 +1,35 @@
+"""The programs by name, with the kernel's numbers for them (include/uapi/linux/bpf.h)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_CGROUP_SOCK, _CGROUP_SOCK_ADDR, _SOCK_OPS, _XDP = 9, 18, 13, 6
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One program: its function in bpf/sock.c, its type and where it attaches."""
+
+    name: str
+    program_type: int
+    attach_type: int
+
+
+#: In the order in which links are made and flipped to new programs: whatever reads the records
+#: first, what writes them last. The other way round, a new record meets an old reader.
+HOOKS = (
+    Hook("sock_ops", _SOCK_OPS, 3),
+    Hook("sock_release", _CGROUP_SOCK, 34),
+    Hook("getpeername4", _CGROUP_SOCK_ADDR, 29),
+    Hook("getpeername6", _CGROUP_SOCK_ADDR, 30),
+    Hook("recvmsg4", _CGROUP_SOCK_ADDR, 19),
+    Hook("recvmsg6", _CGROUP_SOCK_ADDR, 20),
+    Hook("sendmsg4", _CGROUP_SOCK_ADDR, 14),
+    Hook("sendmsg6", _CGROUP_SOCK_ADDR, 15),
+    Hook("connect4", _CGROUP_SOCK_ADDR, 10),
+    Hook("connect6", _CGROUP_SOCK_ADDR, 11),
+)
+
+#: Run by the agent with BPF_PROG_TEST_RUN, attached to nothing.
+HELPERS = (Hook("set_generation", _XDP, 37), Hook("merge_load", _XDP, 37))

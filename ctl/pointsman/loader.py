@@ -1,0 +1,110 @@
+"""The short-lived process that compiles, passes the verifier, pins, prints one line and exits.
+
+bcc brings LLVM, over 100 MB of it: no other process of Pointsman imports it. Run as
+`python -m pointsman.loader`, with a `Request` as JSON on standard input; prints a `Reply`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import re
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from pointsman import bpf
+from pointsman.hooks import HELPERS, HOOKS, Hook
+
+#: Tried in this order: what the kernel lacks costs a feature, not the load.
+FEATURES: tuple[tuple[str, ...], ...] = (("HAVE_MPTCP",), ())
+
+
+def source(directory: Path) -> str:
+    """The whole program as one text. bcc rewrites map calls in the main file only, so local
+    headers are put in place; #line keeps file names and line numbers in its messages."""
+    seen: set[str] = set()
+
+    def inline(name: str) -> list[str]:
+        seen.add(name)
+        lines = [f'#line 1 "bpf/{name}"']
+        for number, line in enumerate((directory / name).read_text().splitlines(), 1):
+            match = re.match(r'#include "([\w.]+)"', line)
+            if match is None:
+                lines.append(line)
+            elif match[1] not in seen:
+                lines += [*inline(match[1]), f'#line {number + 1} "bpf/{name}"']
+        return lines
+
+    return "\n".join([*inline("sock.c"), *inline("correct.c"), ""])
+
+
+def _flags(request: dict[str, Any], features: tuple[str, ...]) -> list[str]:
+    # Debian keeps the asm/ headers of the UAPI in the multiarch folder.
+    triplet = f"/usr/include/{platform.machine()}-linux-gnu"
+    flags = ["-isystem", "/usr/include", "-isystem", triplet, "-Wno-unused-value"]
+    flags.append(f'-DPINS="{request["maps"]}"')
+    flags += [f"-D{name}={value}" for name, value in request["sizes"].items()]
+    flags += [f"-D{name}" for name in (*features, *request["features"])]
+    return flags
+
+
+def _pin_program(loaded: Any, hook: Hook, directory: Path) -> None:
+    function = loaded.load_func(hook.name.encode(), hook.program_type, None, hook.attach_type)
+    path = directory / hook.name
+    path.unlink(missing_ok=True)
+    bpf.obj_pin(function.fd, path)
+
+
+def load(request: dict[str, Any]) -> dict[str, Any]:
+    """Compiles and pins. The reply has `features`, or `error` and `kind` (an exception's name)."""
+    directory = Path(request["source"])
+    os.environ["BCC_KERNEL_SOURCE"] = str(directory)
+    try:
+        import bcc
+    except ImportError as error:
+        return {
+            "kind": "NoCompiler",
+            "error": f"bcc can't be imported ({error}); install python3-bpfcc and run Pointsman "
+            "from a venv made by /usr/bin/python3 with --system-site-packages",
+        }
+    # Before 5.11 maps count against this limit; without CAP_SYS_RESOURCE it stays as it is.
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(
+            resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
+    text = source(directory)
+    failure = ""
+    for features in FEATURES:
+        try:
+            module = bcc.BPF(text=text.encode(), cflags=_flags(request, features))
+        except Exception as error:  # bcc raises nothing more precise
+            return {"kind": "NoCompiler", "error": f"bcc: {error}"}
+        try:
+            wanted = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
+            for hook in wanted:
+                _pin_program(module, hook, Path(request["programs"]))
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPERM:
+                return {"kind": "NotRoot", "error": str(error)}
+            failure = str(error)
+            continue
+        return {"features": list(features)}
+    return {"kind": "KernelTooOld", "error": failure}
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    # The compiler writes to file descriptor 1 at times: keep the one line of the reply apart.
+    reply_to = os.dup(1)
+    os.dup2(2, 1)
+    reply = load(request)
+    os.write(reply_to, json.dumps(reply).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""The pinned maps: read whole, written by plans, waited for. Nothing here knows Kubernetes.
+
+`Datapath` is the seam where tests enter; `Maps` is the real thing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pointsman import abi, bpf
+from pointsman.errors import NotLoaded
+from pointsman.plan import Element, Limits, Plan, Snapshot, pack_frontend
+from pointsman.values import Backend, Frontend, PortName
+
+_layouts = abi.layouts()
+_service = _layouts["service"]
+_read_service = _service.reader("set", "owner", "algorithm", "affinity", "key")
+_read_slot = _layouts["slot"].reader("addr", "port", "endpoint", "generation", "owner")
+_read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
+_read_load = _layouts["load"].reader("generation", "open")
+_pack_name = _layouts["name"].packer("namespace", "service", "port")
+_read_name = _layouts["name"].reader("namespace", "service", "port")
+_pack_correction = _layouts["correction"].packer("endpoint", "generation")
+_SET = _service.field("set").offset
+_CONFIG = _service.field("owner").offset
+_config = struct.Struct("=IBBH")  # owner, algorithm, flags, pad: one 64-bit store
+_u32 = struct.Struct("=I")
+_u64 = struct.Struct("=Q")
+_CORRECTIONS = 256  # MAX_CORRECTIONS of bpf/correct.c
+_MINIMUM_PACKET = 64  # an XDP test run wants at least an Ethernet header
+
+
+class Datapath(Protocol):
+    """What a plan needs of the kernel. Each call is one step that readers can see."""
+
+    def set_generations(self, items: Sequence[tuple[int, int]]) -> None: ...
+    def write_slots(self, first: int, data: bytes) -> None: ...
+    def write_names(self, items: Sequence[tuple[int, PortName]]) -> None: ...
+    def write_service(self, service: int, data: bytes) -> None: ...
+    def configure(self, service: int, owner: int, algorithm: int, affinity: int) -> None: ...
+    def switch(self, service: int, value: int) -> None: ...
+    def add_frontends(self, items: Sequence[tuple[Frontend, int]]) -> None: ...
+    def delete_frontends(self, frontends: Sequence[Frontend]) -> None: ...
+    def delete_names(self, owners: Sequence[int]) -> None: ...
+    def wait_for_readers(self) -> None: ...
+
+
+def apply(plan: Plan, to: Datapath) -> None:
+    """Carries out a plan in the order that keeps every lookup right between any two steps.
+
+    Raises OSError and leaves the rest undone: read the maps again then. Does not wait: the plan's
+    garbage may be reused after `wait_for_readers`.
+    """
+    if plan.generations:
+        to.set_generations(plan.generations)
+    for first, data in plan.slots:
+        to.write_slots(first, data)
+    if plan.names:
+        to.write_names(plan.names)
+    for service, data in plan.services:
+        to.write_service(service, data)
+    for service, value in plan.sets:
+        to.switch(service, value)
+    for config in plan.configs:
+        to.configure(*config)
+    if plan.frontends:
+        to.add_frontends(plan.frontends)
+    if plan.deleted:
+        to.delete_frontends(plan.deleted)
+    for service in plan.disowned:
+        to.configure(service, 0, 0, 0)
+    if plan.unnamed:
+        to.delete_names(plan.unnamed)
+    if plan.retired:
+        to.set_generations(plan.retired)
+
+
+def frontend_of(key: bytes) -> Frontend:
+    address, port, protocol = _read_key(key)
+    return Frontend(address, socket.ntohs(port), protocol)
+
+
+def port_name_of(value: bytes) -> PortName:
+    return PortName(*(part.rstrip(b"\0").decode() for part in _read_name(value)))
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One slot as it stands in the map."""
+
+    backend: Backend
+    endpoint: int
+    generation: int
+    owner: int
+
+
+class View:
+    """The maps of one generation, opened read-only: all that the reading commands need."""
+
+    read_only = True
+    _services: bpf.Copy | bpf.Array
+    _slots: bpf.Copy | bpf.Array
+    _load: bpf.Copy | bpf.Array
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._maps: dict[str, bpf.Map] = {}
+        try:
+            self._open()
+        except FileNotFoundError:
+            raise NotLoaded(
+                f"no maps under {directory}; run 'pointsman up', or 'pointsman load' first"
+            ) from None
+
+    def _open(self) -> None:
+        self._services = bpf.Copy(self.map("services"))
+        self._slots = bpf.Copy(self.map("slots"))
+        self._load = bpf.Copy(self.map("load"))
+
+    def map(self, name: str) -> bpf.Map:
+        """One of the maps, by the name it has in bpf/maps.h. Raises FileNotFoundError."""
+        if name not in self._maps:
+            self._maps[name] = bpf.Map.open(self.directory / name, read_only=self.read_only)
+        return self._maps[name]
+
+    @property
+    def names_of_maps(self) -> list[str]:
+        return sorted(path.name for path in self.directory.iterdir())
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Memory of the arrays; mapped, it counts as resident although no page was touched."""
+        return sum(len(a.memory) for a in (self._services, self._slots, self._load))
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            self._services.entries,
+            self._slots.entries,
+            self._load.entries,
+        )
+
+    def close(self) -> None:
+        for array in (self._services, self._slots, self._load):
+            array.close()
+        for opened in self._maps.values():
+            opened.close()
+
+    # -- elements ----------------------------------------------------------------------------
+
+    def frontends(self) -> dict[Frontend, int]:
+        """Every frontend with its service id."""
+        return {
+            frontend_of(key): _u32.unpack(value)[0] for key, value in self.map("frontends").items()
+        }
+
+    def find(self, frontend: Frontend) -> int | None:
+        """The service id of exactly this key."""
+        value = self.map("frontends").lookup(pack_frontend(frontend))
+        return None if value is None else int(_u32.unpack(value)[0])
+
+    def names(self) -> dict[int, PortName]:
+        return {
+            _u32.unpack(key)[0]: port_name_of(value) for key, value in self.map("names").items()
+        }
+
+    def service(self, ident: int) -> Element:
+        """One element. Raises IndexError for an id outside of the map."""
+        if not 0 <= ident < self._services.entries:
+            raise IndexError(ident)
+        at = ident * self._services.stride
+        value, owner, algorithm, affinity, key = _read_service(self._services.memory, at)
+        first, count = value & 0xFFFFFFFF, value >> 32
+        return Element(frontend_of(key), owner, first, count, algorithm, affinity)
+
+    def slots(self, first: int, count: int) -> tuple[Slot, ...]:
+        """The slots of a set; those outside of the map are left out."""
+        memory, stride = self._slots.memory, self._slots.stride
+        end = min(first + count, self._slots.entries)
+        read, ntohs = _read_slot, socket.ntohs
+        return tuple(
+            Slot((address, ntohs(port)), endpoint, generation, owner)
+            for address, port, endpoint, generation, owner in (
+                read(memory, i * stride) for i in range(first, end)
+            )
+        )
+
+    def load(self, endpoint: int) -> tuple[int, int]:
+        """(generation, open connections) of an endpoint id."""
+        if not 0 <= endpoint < self._load.entries:
+            return 0, 0
+        generation, opened = _read_load(self._load.memory, endpoint * self._load.stride)
+        # Signed while an upgrade merges two maps: what is below zero is not yet merged.
+        return generation, opened if opened < 1 << 31 else 0
+
+    def counters(self) -> dict[str, int]:
+        """Events since load by name (COUNTER_… of abi.h), summed over all CPUs."""
+        counters = self.map("counters")
+        size = 8 * bpf.possible_cpus()
+        totals: dict[str, int] = {}
+        for name, index in abi.constants().items():
+            if name.startswith("COUNTER_"):
+                raw = counters.lookup(_u32.pack(index), size) or b""
+                total = sum(value for (value,) in _u64.iter_unpack(raw))
+                totals[name.removeprefix("COUNTER_").lower()] = total
+        return totals
+
+    def snapshot(self) -> Snapshot:
+        """Everything at once, for a new agent to take over."""
+        frontends = self.frontends()
+        services = {
+            i: element
+            for i in {*frontends.values(), *self._owned()}
+            if i < self._services.entries and (element := self.service(i)).owner
+        }
+        slots = {
+            (e.first, e.count): tuple(
+                (slot.backend, slot.endpoint, slot.generation)
+                for slot in self.slots(e.first, e.count)
+            )
+            for e in services.values()
+            if e.count
+        }
+        return Snapshot(frontends, services, self.names(), slots, self.generations())
+
+    def _owned(self) -> Iterable[int]:
+        """The ids of all elements in use."""
+        stride, memory = self._services.stride, self._services.memory
+        # One pass over the owner column without touching Python objects for empty elements.
+        owners = memoryview(memory)[: stride * self._services.entries].cast("I")
+        step, offset = stride // 4, _CONFIG // 4
+        column = owners[offset::step]
+        found = [i for i, owner in enumerate(column.tolist()) if owner]
+        for view in (column, owners):
+            view.release()
+        return found
+
+    def generations(self) -> Mapping[int, int]:
+        """The generation of every endpoint id that was ever used."""
+        step = self._load.stride // 4
+        words = memoryview(self._load.memory)[: self._load.stride * self._load.entries].cast("I")
+        column = words[0::step]
+        found = {i: generation for i, generation in enumerate(column.tolist()) if generation}
+        for view in (column, words):
+            view.release()
+        return found
+
+
+class Maps(View):
+    """The maps of one generation, open for writing. One thread uses it; `wait_for_readers` may be
+    called from another."""
+
+    read_only = False
+    _services: bpf.Array
+    _slots: bpf.Array
+    _load: bpf.Array
+
+    def __init__(self, directory: Path, programs: Path) -> None:
+        super().__init__(directory)
+        self._set_generation = bpf.obj_get(programs / "set_generation")
+        self._merge: int | None = None
+        if (programs / "merge_load").exists():
+            self._merge = bpf.obj_get(programs / "merge_load")
+        # Updating a map in a map calls synchronize_rcu(): when the update is back, every program
+        # that ran before has ended.
+        self._inner = bpf.map_create(2, "grace_inner", 4, 4, 1)
+        self._outer = bpf.Map(bpf.map_create(12, "grace", 4, 4, 1, self._inner))
+
+    def _open(self) -> None:
+        self._services = bpf.Array(self.map("services"))
+        self._slots = bpf.Array(self.map("slots"))
+        # Written by programs only.
+        self._load = bpf.Array(self.map("load"), read_only=True)
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._set_generation)
+        if self._merge is not None:
+            os.close(self._merge)
+        os.close(self._inner)
+        self._outer.close()
+
+    def wait_for_readers(self) -> None:
+        """Returns once every program that was running has ended (tens of milliseconds)."""
+        self._outer.update(_u32.pack(0), _u32.pack(self._inner))
+
+    def _correct(self, program: int, items: Sequence[tuple[int, int]]) -> None:
+        for at in range(0, len(items), _CORRECTIONS):
+            data = b"".join(_pack_correction(*item) for item in items[at : at + _CORRECTIONS])
+            # Short lists are filled up with the first item again: setting it twice is harmless.
+            if len(data) < _MINIMUM_PACKET:
+                data += data[:8] * ((_MINIMUM_PACKET - len(data)) // 8)
+            bpf.run(program, data)
+
+    def set_generations(self, items: Sequence[tuple[int, int]]) -> None:
+        self._correct(self._set_generation, items)
+
+    def merge_load(self) -> None:
+        """Adds what the programs before an upgrade counted; a second run adds nothing."""
+        if self._merge is not None:
+            self._correct(self._merge, [(i, 0) for i in self.generations()])
+
+    def write_slots(self, first: int, data: bytes) -> None:
+        self._slots.write(first, data)
+
+    def write_names(self, items: Sequence[tuple[int, PortName]]) -> None:
+        keys = b"".join(_u32.pack(owner) for owner, _ in items)
+        values = b"".join(_pack_name(*(part.encode() for part in name)) for _, name in items)
+        self._all("names", self.map("names").update_batch(keys, values), len(items))
+
+    def write_service(self, service: int, data: bytes) -> None:
+        self._services.write(service, data)
+
+    def configure(self, service: int, owner: int, algorithm: int, affinity: int) -> None:
+        at = service * self._services.stride + _service.field("affinity").offset
+        self._services.memory[at : at + 4] = _u32.pack(affinity)
+        word = _u64.unpack(_config.pack(owner, algorithm, 0, 0))[0]
+        self._services.store_u64(service, _CONFIG, word)
+
+    def switch(self, service: int, value: int) -> None:
+        self._services.store_u64(service, _SET, value)
+
+    def add_frontends(self, items: Sequence[tuple[Frontend, int]]) -> None:
+        keys = b"".join(pack_frontend(frontend) for frontend, _ in items)
+        values = b"".join(_u32.pack(service) for _, service in items)
+        # The planner never adds a key that is there: writing over one can show a reader another
+        # key's value. A batch can't be told BPF_NOEXIST (EINVAL).
+        self._all("frontends", self.map("frontends").update_batch(keys, values), len(items))
+
+    def delete_frontends(self, frontends: Sequence[Frontend]) -> None:
+        self.map("frontends").delete_batch(b"".join(map(pack_frontend, frontends)))
+
+    def delete_names(self, owners: Sequence[int]) -> None:
+        self.map("names").delete_batch(b"".join(map(_u32.pack, owners)))
+
+    @staticmethod
+    def _all(name: str, done: int, wanted: int) -> None:
+        if done != wanted:
+            raise OSError(28, f"{name}: {done} of {wanted} elements were written, no room for more")

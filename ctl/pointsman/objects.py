@@ -1,0 +1,186 @@
+"""The Kubernetes objects that Pointsman reads, in Kubernetes' words (core/v1, discovery.k8s.io/v1).
+
+Only the fields that matter here are decoded; everything else in a manifest or a watch event is
+passed over, as an API server's older client would. All values are immutable. Addresses stay
+strings until `resolve` turns them into 16 bytes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+
+class Ref(NamedTuple):
+    """What names one object: kind, namespace, name."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+class _Base(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
+    """camelCase outside, snake_case inside; unknown fields are passed over."""
+
+
+class ObjectMeta(_Base):
+    name: str = ""
+    namespace: str = "default"
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+
+
+class ServicePort(_Base, kw_only=True):
+    name: str = ""
+    protocol: str = "TCP"
+    port: int
+    target_port: int | str | None = None
+    node_port: int = 0
+    app_protocol: str = ""
+
+
+class ClientIPConfig(_Base):
+    timeout_seconds: int = 10800
+
+
+class SessionAffinityConfig(_Base):
+    client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
+
+
+class ServiceSpec(_Base):
+    type: str = "ClusterIP"
+    selector: dict[str, str] | None = None
+    ports: tuple[ServicePort, ...] = ()
+    cluster_ip: str = msgspec.field(default="", name="clusterIP")
+    cluster_ips: tuple[str, ...] = msgspec.field(default=(), name="clusterIPs")
+    ip_families: tuple[str, ...] = ()
+    ip_family_policy: str = ""
+    external_name: str = ""
+    external_ips: tuple[str, ...] = msgspec.field(default=(), name="externalIPs")
+    session_affinity: str = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
+    publish_not_ready_addresses: bool = False
+    internal_traffic_policy: str = "Cluster"
+    external_traffic_policy: str = ""
+    traffic_distribution: str = ""
+
+
+class Service(_Base):
+    metadata: ObjectMeta
+    spec: ServiceSpec = ServiceSpec()
+
+    @property
+    def ref(self) -> Ref:
+        return Ref("Service", self.metadata.namespace, self.metadata.name)
+
+    @property
+    def headless(self) -> bool:
+        return self.spec.cluster_ip == "None"
+
+
+class EndpointConditions(_Base):
+    """A condition that is absent (None) has a meaning of its own: see KEP-1672."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class ObjectReference(_Base):
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+
+
+class Endpoint(_Base):
+    addresses: tuple[str, ...]
+    conditions: EndpointConditions = EndpointConditions()
+    hostname: str = ""
+    node_name: str = ""
+    zone: str = ""
+    target_ref: ObjectReference | None = None
+
+
+class EndpointPort(_Base):
+    name: str | None = None
+    protocol: str = "TCP"
+    port: int | None = None
+
+
+class EndpointSlice(_Base):
+    metadata: ObjectMeta
+    address_type: str
+    endpoints: tuple[Endpoint, ...] | None = ()
+    ports: tuple[EndpointPort, ...] | None = ()
+
+    @property
+    def ref(self) -> Ref:
+        return Ref("EndpointSlice", self.metadata.namespace, self.metadata.name)
+
+    @property
+    def service(self) -> str:
+        """The name of the Service it belongs to (same namespace), "" if it says none."""
+        return self.metadata.labels.get("kubernetes.io/service-name", "")
+
+
+class ContainerPort(_Base, kw_only=True):
+    name: str = ""
+    container_port: int
+    protocol: str = "TCP"
+
+
+class Container(_Base):
+    name: str = ""
+    ports: tuple[ContainerPort, ...] = ()
+    restart_policy: str = ""
+
+
+class PodSpec(_Base):
+    containers: tuple[Container, ...] = ()
+    init_containers: tuple[Container, ...] = ()
+    node_name: str = ""
+    hostname: str = ""
+    subdomain: str = ""
+
+
+class PodCondition(_Base):
+    type: str
+    status: str
+
+
+class PodIP(_Base):
+    ip: str
+
+
+class PodStatus(_Base):
+    phase: str = ""
+    pod_ip: str = msgspec.field(default="", name="podIP")
+    pod_ips: tuple[PodIP, ...] = msgspec.field(default=(), name="podIPs")
+    conditions: tuple[PodCondition, ...] = ()
+
+
+class Pod(_Base):
+    metadata: ObjectMeta
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+    @property
+    def ref(self) -> Ref:
+        return Ref("Pod", self.metadata.namespace, self.metadata.name)
+
+
+Object = Service | EndpointSlice | Pod
+KINDS: dict[str, type[Service] | type[EndpointSlice] | type[Pod]] = {
+    "Service": Service,
+    "EndpointSlice": EndpointSlice,
+    "Pod": Pod,
+}

@@ -1,0 +1,440 @@
+"""What is pinned where, how it gets there, and how it goes.
+
+    <root>/                       mode 0700, root's
+        g_<fingerprint>/          one generation: one source, one set of sizes, one kernel
+            programs/<hook>
+            maps/<name>           the same maps as before where their layout did not change
+        current -> g_<fingerprint>
+        links/<hook>              what runs; flipped one at a time, each atomically
+
+A generation is complete before anything points to it. Every step can be the last one (kill -9):
+the next start finds the same fingerprint and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pointsman import abi, bpf, btf, errors
+from pointsman.hooks import HELPERS, HOOKS
+from pointsman.loader import FEATURES, source
+
+#: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
+LOOKUP_MAPS = ("frontends", "services", "slots", "names")
+#: Describe live sockets: they pass from generation to generation and can't be rebuilt.
+RECORD_MAPS = ("sockets", "sockets_overflow", "overflow_netns", "datagrams", "mptcp")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many elements the maps have. Arrays are allocated whole when created."""
+
+    services: int = 65536
+    slots: int = 131072
+    endpoints: int = 65536
+    buckets: int = 16384
+    overflow: int = 16384
+
+    def definitions(self) -> dict[str, int]:
+        """The MAX_… definitions of bpf/maps.h."""
+        return {
+            "MAX_SERVICES": self.services,
+            "MAX_SLOTS": self.slots,
+            "MAX_ENDPOINTS": self.endpoints,
+            "MAX_BUCKETS": self.buckets,
+            "MAX_OVERFLOW": self.overflow,
+            "MAX_OVERFLOW_NETNS": 4096,
+            "MAX_MPTCP": 16384,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One directory of programs and maps."""
+
+    directory: Path
+
+    @property
+    def programs(self) -> Path:
+        return self.directory / "programs"
+
+    @property
+    def maps(self) -> Path:
+        return self.directory / "maps"
+
+    @property
+    def name(self) -> str:
+        return self.directory.name.removeprefix("g_")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `load` made or found. `previous`: what runs now, if that is another generation."""
+
+    generation: Generation
+    compiled: bool
+    previous: Generation | None = None
+    rebuilt: tuple[str, ...] = ()  # maps that start empty, to be filled before anything flips
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One hook: whether its link is there, what it runs, and on which cgroup (inode number)."""
+
+    hook: str
+    program: int | None = None
+    cgroup: int = 0
+    current: bool = False
+
+
+@dataclass(slots=True)
+class Pins:
+    """The pin directory. Methods raise the errors of `pointsman.errors`."""
+
+    root: Path
+    sizes: Sizes = field(default_factory=Sizes)
+    source_directory: Path = field(default_factory=abi.source_directory)
+
+    # -- reading -----------------------------------------------------------------------------
+
+    @property
+    def current(self) -> Generation | None:
+        """The generation that runs, or that the last complete load left."""
+        link = self.root / "current"
+        if not link.is_symlink():
+            return None
+        target = self.root / link.readlink()
+        return Generation(target) if target.is_dir() else None
+
+    def require_current(self) -> Generation:
+        generation = self.current
+        if generation is None:
+            raise errors.NotLoaded(
+                f"nothing is loaded under {self.root}; run 'pointsman up' (or 'pointsman load')"
+            )
+        return generation
+
+    def links(self) -> list[Link]:
+        """The state of every hook, in the order of HOOKS."""
+        generation = self.current
+        return [self._link(hook.name, generation) for hook in HOOKS]
+
+    def _link(self, hook: str, generation: Generation | None) -> Link:
+        try:
+            fd = bpf.obj_get(self.root / "links" / hook)
+        except FileNotFoundError:
+            return Link(hook)
+        try:
+            program, cgroup = bpf.link_program(fd), bpf.link_cgroup(fd)
+        finally:
+            os.close(fd)
+        current = generation is not None and program == self._program_id(generation, hook)
+        return Link(hook, program, cgroup, current)
+
+    @staticmethod
+    def _program_id(generation: Generation, hook: str) -> int:
+        fd = bpf.obj_get(generation.programs / hook)
+        try:
+            return bpf.program_info(fd).id
+        finally:
+            os.close(fd)
+
+    def fingerprint(self) -> str:
+        """Names a generation: equal source, sizes and kernel need no compiling."""
+        text = json.dumps(
+            [
+                source(self.source_directory),
+                self.sizes.definitions(),
+                platform.release(),
+                platform.version(),
+                platform.machine(),
+            ]
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    # -- loading -----------------------------------------------------------------------------
+
+    def prepare_root(self) -> None:
+        """Makes the root directory 0700; refuses one that somebody else could write to."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.root.lstat()
+        except PermissionError as error:
+            raise errors.NotRoot(f"{error}; run as root") from None
+        except OSError as error:
+            raise errors.NoBpffs(f"{error}; is bpffs mounted at {self.root.parent}?") from None
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise errors.NoBpffs(
+                f"{self.root} belongs to user {status.st_uid} or is no directory; remove it, or "
+                "choose another with --bpffs"
+            )
+        if stat.S_IMODE(status.st_mode) != 0o700:
+            self.root.chmod(0o700)
+
+    def load(self) -> Loaded:
+        """Pins programs and maps of this source and these sizes, compiling if that is needed.
+        Changes nothing that runs. Call with the agent's lock held."""
+        self.prepare_root()
+        generation = Generation(self.root / f"g_{self.fingerprint()}")
+        previous = self.current
+        if previous == generation:
+            previous = None
+        compiled = not self._complete(generation)
+        if compiled:
+            generation.programs.mkdir(parents=True, exist_ok=True)
+            generation.maps.mkdir(exist_ok=True)
+            self._inherit_maps(generation, previous)
+            self._compile(generation)
+        self._check(generation, self._specs(generation))
+        rebuilt: tuple[str, ...] = ()
+        if previous:
+            rebuilt = tuple(
+                name
+                for name in (*LOOKUP_MAPS, "load")
+                if not _same_map(previous.maps / name, generation.maps / name)
+            )
+        elif self.current is None:
+            self._point_to(generation)
+        return Loaded(generation, compiled, previous, rebuilt)
+
+    def _specs(self, generation: Generation) -> dict[str, abi.MapSpec]:
+        features = [f for f in FEATURES[0] if f != "HAVE_MPTCP" or _exists(generation, "mptcp")]
+        return abi.map_specs(self.sizes.definitions(), features, self.source_directory)
+
+    def _complete(self, generation: Generation) -> bool:
+        names = [hook.name for hook in HOOKS] + ["set_generation"]
+        return all((generation.programs / name).exists() for name in names) and all(
+            (generation.maps / name).exists() for name in self._specs(generation)
+        )
+
+    def _inherit_maps(self, generation: Generation, previous: Generation | None) -> None:
+        """Pins those maps of the running generation again that fit as they are."""
+        specs = abi.map_specs(self.sizes.definitions(), FEATURES[0], self.source_directory)
+        present = {name: generation.maps / name for name in specs}
+        self._check(generation, {n: s for n, s in specs.items() if present[n].exists()})
+        if previous is None:
+            return
+        unlike = {
+            name: found
+            for name, spec in specs.items()
+            if _exists(previous, name) and (found := differences(spec, previous.maps / name))
+        }
+        refused = [line for name in RECORD_MAPS for line in unlike.get(name, ())]
+        if refused:
+            raise errors.LayoutMismatch(
+                "the records of live sockets have another layout: "
+                + "; ".join(refused)
+                + "; run 'pointsman unload' first, or stay with the former version and sizes"
+            )
+        if any(name in unlike for name in (*LOOKUP_MAPS, "load")):
+            unlike.update((name, ["rebuilt with the others"]) for name in LOOKUP_MAPS)
+        for name in specs:
+            if name not in unlike and _exists(previous, name) and not present[name].exists():
+                _pin_again(previous.maps / name, present[name])
+        if "load" in unlike and not _exists(generation, "previous_load"):
+            _pin_again(previous.maps / "load", generation.maps / "previous_load")
+
+    def _check(self, generation: Generation, specs: Mapping[str, abi.MapSpec]) -> None:
+        found = [
+            line
+            for name, spec in specs.items()
+            for line in differences(spec, generation.maps / name)
+        ]
+        if found:
+            raise errors.LayoutMismatch(
+                "pinned maps differ from what the programs expect: "
+                + "; ".join(found)
+                + f"; run 'pointsman unload', or remove {generation.directory}"
+            )
+
+    def _compile(self, generation: Generation) -> None:
+        migrating = _exists(generation, "previous_load")
+        request = {
+            "source": str(self.source_directory),
+            "programs": str(generation.programs),
+            "maps": str(generation.maps),
+            "sizes": self.sizes.definitions(),
+            "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
+            "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "pointsman.loader"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        try:
+            reply = json.loads(done.stdout)
+        except ValueError:
+            reply = {"kind": "NoCompiler", "error": f"the loader ended with {done.returncode}"}
+        if "error" not in reply:
+            return
+        shutil.rmtree(generation.directory, ignore_errors=True)
+        detail = done.stderr.strip().splitlines()[-12:]
+        kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
+        hint = "; kernel 5.18 or newer is needed" if kind is errors.KernelTooOld else ""
+        raise kind("\n  ".join([reply["error"] + hint, *detail]))
+
+    def _point_to(self, generation: Generation) -> None:
+        """Makes `current` a generation, in one step."""
+        fresh = self.root / "next"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(generation.directory.name)
+        fresh.rename(self.root / "current")
+
+    # -- links -------------------------------------------------------------------------------
+
+    def attach(self, generation: Generation, cgroup: Path) -> list[str]:
+        """Makes every link run this generation on this cgroup; the hooks that changed.
+
+        On the first attach a failure takes back what was made. Later each link flips atomically
+        and in the order of HOOKS; a failure in between leaves a mixture that works, and the next
+        start completes it.
+        """
+        directory = self.root / "links"
+        directory.mkdir(exist_ok=True)
+        first = not any(directory.iterdir())
+        changed: list[str] = []
+        target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for hook in HOOKS:
+                program = bpf.obj_get(generation.programs / hook.name)
+                try:
+                    if _point_link(directory / hook.name, program, target, hook.attach_type):
+                        changed.append(hook.name)
+                finally:
+                    os.close(program)
+        except OSError as error:
+            if first:
+                for name in changed:
+                    (directory / name).unlink(missing_ok=True)
+            if error.errno == 1:
+                raise errors.NotRoot(f"{error}; run as root") from None
+            raise errors.KernelTooOld(f"{hook.name} on {cgroup}: {error}") from None
+        finally:
+            os.close(target)
+        self._point_to(generation)
+        return changed
+
+    def drop_others(self, generation: Generation) -> None:
+        """Unpins every generation but this one. Its maps stay as long as something uses them."""
+        (generation.maps / "previous_load").unlink(missing_ok=True)
+        for path in self.root.glob("g_*"):
+            if path != generation.directory:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def unload(self) -> list[str]:
+        """Detaches and unpins everything that is Pointsman's, nothing else; what it removed."""
+        removed: list[str] = []
+        for hook in reversed(HOOKS):
+            path = self.root / "links" / hook.name
+            if path.exists():
+                path.unlink()
+                removed.append(f"links/{hook.name}")
+        (self.root / "current").unlink(missing_ok=True)
+        (self.root / "next").unlink(missing_ok=True)
+        for path in sorted(self.root.glob("g_*")):
+            removed.append(path.name)
+            shutil.rmtree(path)
+        for path in (self.root / "links", self.root):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        return removed
+
+
+def _exists(generation: Generation, name: str) -> bool:
+    return (generation.maps / name).exists()
+
+
+def _pin_again(path: Path, to: Path) -> None:
+    fd = bpf.obj_get(path)
+    try:
+        bpf.obj_pin(fd, to)
+    finally:
+        os.close(fd)
+
+
+def _same_map(one: Path, other: Path) -> bool:
+    ids = []
+    for path in (one, other):
+        if not path.exists():
+            return False
+        opened = bpf.Map.open(path, read_only=True)
+        ids.append(opened.info.id)
+        opened.close()
+    return ids[0] == ids[1]
+
+
+def _point_link(path: Path, program: int, cgroup: int, attach_type: int) -> bool:
+    """True if something was created or flipped."""
+    wanted = os.fstat(cgroup).st_ino
+    try:
+        link = bpf.obj_get(path)
+    except FileNotFoundError:
+        link = -1
+    try:
+        if link >= 0 and bpf.link_cgroup(link) == wanted:
+            if bpf.link_program(link) == bpf.program_info(program).id:
+                return False
+            bpf.link_update(link, program)
+            return True
+        # No link, or one on another cgroup or on one that is gone: the new one first.
+        fresh = bpf.link_create(program, cgroup, attach_type)
+        try:
+            temporary = path.with_name(f"{path.name}_next")
+            temporary.unlink(missing_ok=True)
+            bpf.obj_pin(fresh, temporary)
+            temporary.rename(path)
+        finally:
+            os.close(fresh)
+        return True
+    finally:
+        if link >= 0:
+            os.close(link)
+
+
+def differences(spec: abi.MapSpec, path: Path) -> list[str]:
+    """Every way in which a pinned map is not what the specification says."""
+    opened = bpf.Map.open(path, read_only=True)
+    info = opened.info
+    opened.close()
+    found = [
+        f"{spec.name}: {what} {wanted}, pinned map has {actual}"
+        for what, wanted, actual in (
+            ("type", spec.type, info.type),
+            ("key size", spec.key_size, info.key_size),
+            ("value size", spec.value_size, info.value_size),
+            ("max entries", spec.entries, info.max_entries),
+            ("flags", spec.flags, info.flags & ~bpf.BPF_F_RDONLY),
+        )
+        if wanted != actual
+    ]
+    if spec.value is None:
+        return found
+    if not info.btf_value_type_id:
+        return [*found, f"{spec.name}: no type information (BTF), so it is not Pointsman's"]
+    pinned = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id)
+    actual_fields = {member.name: member.offset for member in pinned}
+    wanted_fields = {field.name: field.offset for field in spec.value.fields}
+    for name in sorted(wanted_fields.keys() | actual_fields.keys()):
+        wanted_at, actual_at = wanted_fields.get(name), actual_fields.get(name)
+        if wanted_at != actual_at:
+            found.append(
+                f"{spec.name}: field {name} {_at(wanted_at)}, pinned map has it {_at(actual_at)}"
+            )
+    return found
+
+
+def _at(offset: int | None) -> str:
+    return "nowhere" if offset is None else f"at byte {offset}"

@@ -1,0 +1,91 @@
+"""Files that the agent leaves for its next start and for the commands: status, claims, lock."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pointsman.errors import AlreadyRunning
+from pointsman.objects import Ref
+
+STATUS = "status.json"
+CLAIMS = "cluster-ips.json"
+LOCK = "agent.lock"
+
+
+def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
+    """Replaces the file in one step: a reader sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """The file's value, None if there is none or it can't be read as JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def read_claims(directory: Path) -> dict[str, Ref]:
+    """Address → the Service that owned it when the agent last ran."""
+    saved = read_json(directory / CLAIMS) or {}
+    claims = {}
+    for address, owner in saved.items() if isinstance(saved, dict) else ():
+        namespace, _, name = str(owner).partition("/")
+        claims[address] = Ref("Service", namespace, name)
+    return claims
+
+
+def write_claims(directory: Path, claims: Mapping[str, Ref]) -> None:
+    owners = {address: f"{ref.namespace}/{ref.name}" for address, ref in sorted(claims.items())}
+    write_json(directory / CLAIMS, owners, durable=True)
+
+
+class Lock:
+    """Held by the one process that may write the maps. Ends with the process."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._path = directory / LOCK
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.read(self._fd, 32).decode().strip() or "?"
+            os.close(self._fd)
+            raise AlreadyRunning(
+                f"an agent (pid {pid}) holds {self._path}; stop it first, or choose other "
+                "directories with --run-dir and --bpffs"
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+
+
+def running(directory: Path) -> int | None:
+    """The pid of the agent that holds the lock, None if none does."""
+    try:
+        fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return int(os.read(fd, 32).decode().strip() or 0)
+    else:
+        return None
+    finally:
+        os.close(fd)

@@ -1,0 +1,202 @@
+"""Folds events into what is known now, and says which Services are touched. Pure: no I/O.
+
+With Pods among the objects (the manifests source) it also does the work of Kubernetes' endpoints
+controller and of its ClusterIP allocator; an API server's objects come with both done.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from pointsman.clusterip import ClusterIPs
+from pointsman.endpoints import endpoint_slices, selects
+from pointsman.events import Changed, Listed, Problem
+from pointsman.objects import EndpointSlice, Object, Pod, Ref, Service
+
+ServiceKey = tuple[str, str]  # namespace, name
+
+
+class Tracker:
+    """The objects by name. `fold` returns the Services to resolve again.
+
+    `cluster_ips`: None when an API server hands out the addresses.
+    """
+
+    def __init__(self, cluster_ips: ClusterIPs | None = None) -> None:
+        self._cluster_ips = cluster_ips
+        #: As written, and as served: with ClusterIPs filled in.
+        self._written: dict[Ref, Service] = {}
+        self.services: dict[Ref, Service] = {}
+        self._slices: dict[Ref, EndpointSlice] = {}
+        self._slices_of: dict[ServiceKey, set[Ref]] = defaultdict(set)
+        self._pods: dict[Ref, Pod] = {}
+        self._pods_in: dict[str, dict[Ref, Pod]] = defaultdict(dict)
+        # One label of each selector, to find the Services that a Pod may belong to.
+        self._selecting: dict[tuple[str, str, str], set[Ref]] = defaultdict(set)
+        self._made: dict[Ref, tuple[EndpointSlice, ...]] = {}
+        self._problems: dict[Ref, tuple[Problem, ...]] = {}
+        self.listed = False
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def slices(self, ref: Ref) -> list[EndpointSlice]:
+        """The EndpointSlices of a Service: written ones and those made from Pods."""
+        written = self._slices_of.get((ref.namespace, ref.name), ())
+        return [*self._made.get(ref, ()), *(self._slices[slice_ref] for slice_ref in written)]
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [problem for found in self._problems.values() for problem in found]
+
+    def counts(self) -> dict[str, int]:
+        """How many objects of each kind are known."""
+        return {
+            "Service": len(self.services),
+            "EndpointSlice": len(self._slices),
+            "Pod": len(self._pods),
+        }
+
+    # -- folding -----------------------------------------------------------------------------
+
+    def fold(self, event: Listed | Changed) -> set[Ref]:
+        """Takes the event in; the Services whose frontends or endpoints may differ now."""
+        if isinstance(event, Changed):
+            return self._apply(event.objects, event.deleted)
+        self.listed = True
+        present = {obj.ref for obj in event.objects}
+        known = (*self._written, *self._slices, *self._pods)
+        if self._cluster_ips is not None and not self._written:
+            # In one go, so that the oldest claim wins and not the first in the list.
+            self._cluster_ips.assign_all(o for o in event.objects if isinstance(o, Service))
+        return self._apply(event.objects, [ref for ref in known if ref not in present])
+
+    def _apply(self, objects: Iterable[Object], deleted: Iterable[Ref]) -> set[Ref]:
+        touched: set[Ref] = set()
+        rewritten: list[Service] = []
+        remake: set[Ref] = set()
+        for ref in deleted:
+            if ref.kind == "Service":
+                self._drop_service(ref, touched)
+            elif ref.kind == "EndpointSlice":
+                self._drop_slice(ref, touched)
+            else:
+                self._drop_pod(ref, remake)
+        for obj in objects:
+            if isinstance(obj, Service):
+                if self._written.get(obj.ref) != obj:
+                    rewritten.append(obj)
+            elif isinstance(obj, EndpointSlice):
+                self._put_slice(obj, touched)
+            else:
+                self._put_pod(obj, remake)
+        for service in rewritten:
+            self._put_service(service)
+        assigned = self._assign(service.ref for service in rewritten)
+        touched |= assigned
+        for ref in remake | assigned:
+            if ref in self.services and self._remake(ref):
+                touched.add(ref)
+        return touched
+
+    def _put_service(self, service: Service) -> None:
+        ref = service.ref
+        self._unindex(ref)
+        self._written[ref] = service
+        for label in list((service.spec.selector or {}).items())[:1]:
+            self._selecting[ref.namespace, *label].add(ref)
+
+    def _assign(self, refs: Iterable[Ref]) -> set[Ref]:
+        """Fills in the ClusterIPs, also of the Services that had waited for one that is free now;
+        all Services that may have others than before."""
+        assigned: set[Ref] = set()
+        pending = [*refs]
+        while pending:
+            for ref in pending:
+                service = self._written.get(ref)
+                if service is None:
+                    continue
+                found: list[Problem] = []
+                if self._cluster_ips is not None:
+                    service, found = self._cluster_ips.assign(service)
+                self.services[ref] = service
+                self._note(ref, found)
+                assigned.add(ref)
+            pending = [] if self._cluster_ips is None else [*self._cluster_ips.due()]
+        return assigned
+
+    def _note(self, ref: Ref, problems: Iterable[Problem]) -> None:
+        found = tuple(problems)
+        if found:
+            self._problems[ref] = found
+        else:
+            self._problems.pop(ref, None)
+
+    def _unindex(self, ref: Ref) -> None:
+        old = self._written.get(ref)
+        for label in list(((old.spec.selector if old else None) or {}).items())[:1]:
+            self._selecting[ref.namespace, *label].discard(ref)
+
+    def _drop_service(self, ref: Ref, touched: set[Ref]) -> None:
+        if ref not in self._written:
+            return
+        self._unindex(ref)
+        del self._written[ref]
+        self.services.pop(ref, None)
+        self._made.pop(ref, None)
+        self._problems.pop(ref, None)
+        touched.add(ref)
+        if self._cluster_ips is not None:
+            self._cluster_ips.release(ref)
+
+    def _put_slice(self, piece: EndpointSlice, touched: set[Ref]) -> None:
+        if self._slices.get(piece.ref) == piece:
+            return
+        self._drop_slice(piece.ref, touched)
+        self._slices[piece.ref] = piece
+        if piece.service:
+            self._slices_of[piece.metadata.namespace, piece.service].add(piece.ref)
+            touched.add(Ref("Service", piece.metadata.namespace, piece.service))
+
+    def _drop_slice(self, ref: Ref, touched: set[Ref]) -> None:
+        old = self._slices.pop(ref, None)
+        if old is None or not old.service:
+            return
+        key = (old.metadata.namespace, old.service)
+        self._slices_of[key].discard(ref)
+        if not self._slices_of[key]:
+            del self._slices_of[key]
+        touched.add(Ref("Service", *key))
+
+    def _put_pod(self, pod: Pod, remake: set[Ref]) -> None:
+        if self._pods.get(pod.ref) == pod:
+            return
+        self._drop_pod(pod.ref, remake)
+        self._pods[pod.ref] = pod
+        self._pods_in[pod.ref.namespace][pod.ref] = pod
+        remake |= self._selectors_of(pod)
+
+    def _drop_pod(self, ref: Ref, remake: set[Ref]) -> None:
+        old = self._pods.pop(ref, None)
+        if old is not None:
+            del self._pods_in[ref.namespace][ref]
+            remake |= self._selectors_of(old)
+
+    def _selectors_of(self, pod: Pod) -> set[Ref]:
+        namespace = pod.metadata.namespace
+        found: set[Ref] = set()
+        for label in pod.metadata.labels.items():
+            for ref in self._selecting.get((namespace, *label), ()):
+                if selects(self._written[ref], pod):
+                    found.add(ref)
+        return found
+
+    def _remake(self, ref: Ref) -> bool:
+        """Makes the Service's EndpointSlices from the Pods; whether they changed."""
+        service = self.services[ref]
+        pods = self._pods_in.get(ref.namespace, {}).values() if service.spec.selector else ()
+        made = endpoint_slices(service, pods)
+        if made == self._made.get(ref, ()):
+            return False
+        self._made[ref] = made
+        return True

@@ -1,0 +1,93 @@
+"""The values that pass between the pure parts: frontends, endpoints and what they should be.
+
+Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d; ports are plain ints.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+V4_PREFIX = bytes(10) + b"\xff\xff"
+TCP, UDP, SCTP = socket.IPPROTO_TCP, socket.IPPROTO_UDP, 132
+PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
+PROTOCOL_NAMES = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP", 0: "any"}
+
+Address = bytes
+#: An endpoint's address and port. A plain tuple: there may be a hundred thousand of them.
+Backend = tuple[Address, int]
+
+
+@lru_cache(maxsize=1 << 17)
+def to_address(text: str) -> Address:
+    """16 bytes of an IPv4 or IPv6 address in its usual form. Raises ValueError."""
+    try:
+        if ":" in text:
+            return socket.inet_pton(socket.AF_INET6, text)
+        return V4_PREFIX + socket.inet_pton(socket.AF_INET, text)
+    except OSError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+
+
+def is_ipv4(address: Address) -> bool:
+    return address.startswith(V4_PREFIX)
+
+
+def to_text(address: Address) -> str:
+    """As people write it; ::ffff:a.b.c.d as a.b.c.d."""
+    if is_ipv4(address):
+        return socket.inet_ntop(socket.AF_INET, address[12:])
+    return socket.inet_ntop(socket.AF_INET6, address)
+
+
+def endpoint_text(address: Address, port: int | str) -> str:
+    """10.0.0.1:80 or [fd00::1]:80."""
+    text = to_text(address)
+    return f"{text}:{port}" if is_ipv4(address) else f"[{text}]:{port}"
+
+
+class Frontend(NamedTuple):
+    """What a client connects to. Port 0 with protocol 0 stands for a VIP's undefined ports."""
+
+    address: Address
+    port: int
+    protocol: int
+
+    @property
+    def wildcard(self) -> bool:
+        return self.port == 0
+
+    def __str__(self) -> str:
+        if self.wildcard:
+            return endpoint_text(self.address, "*")
+        return f"{endpoint_text(self.address, self.port)}/{PROTOCOL_NAMES[self.protocol]}"
+
+
+class PortName(NamedTuple):
+    """One port of one Service: the owner of endpoints and of their counters."""
+
+    namespace: str
+    service: str
+    port: str
+
+    def __str__(self) -> str:
+        name = f"{self.namespace}/{self.service}"
+        return f"{name}:{self.port}" if self.port else name
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one frontend should be. `endpoints` is sorted and has no duplicates.
+
+    `empty` says what a set without endpoints answers (EMPTY_… of abi.h), `affinity` is in seconds
+    (0 = none), `algorithm` one of ALGORITHM_… of abi.h.
+    """
+
+    frontend: Frontend
+    owner: PortName
+    endpoints: tuple[Backend, ...] = ()
+    empty: int = 0
+    algorithm: int = 0
+    affinity: int = 0
