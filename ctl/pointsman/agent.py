@@ -23,7 +23,7 @@ from pointsman.builtin import DnsService, dns_address
 from pointsman.clusterip import ClusterIPs
 from pointsman.dns import DnsServer
 from pointsman.events import Changed, Event, Listed, Problem, Problems
-from pointsman.maps import Maps, View, apply
+from pointsman.maps import Maps, View, apply, take_over
 from pointsman.objects import Ref
 from pointsman.pins import Loaded, Pins, Sizes
 from pointsman.plan import Garbage, Plan, Planner
@@ -189,7 +189,7 @@ class Agent:
             previous = View(self._loaded.previous.maps)
             inherited = previous.snapshot()
             previous.close()
-        return Planner(self._maps.limits, self._maps.snapshot(), inherited)
+        return take_over(self._maps, inherited)
 
     def _watch_addresses(self) -> None:
         host.watch_addresses(lambda found: self._queue.put(_Addresses(found)), self._stop)

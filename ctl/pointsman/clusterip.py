@@ -125,7 +125,7 @@ class ClusterIPs:
         asked = []
         for text in spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ()):
             if address := _canonical(text):
-                asked.append(address)
+                asked += [] if address in asked else [address]
             else:
                 message = f'"{text}" is not an IP address'
                 mend = "write one, or leave it out and one is allocated"
@@ -139,7 +139,7 @@ class ClusterIPs:
         if spec.cluster_ip and not asked:
             return []
         have = [_family(address) for address in asked]
-        wanted = list(spec.ip_families) or have or list(self._pools)[:1]
+        wanted = list(spec.ip_families) or have[:] or list(self._pools)[:1]
         must = list(spec.ip_families)
         if spec.ip_family_policy in ("PreferDualStack", "RequireDualStack"):
             wanted += [f for f in ("IPv4", "IPv6") if f not in wanted and f in self._pools]

@@ -47,7 +47,7 @@ _TEXT_MAPS = frozenset(("labels", "annotations", "selector"))
 
 
 class _Refused(Exception):
-    """One document that cannot be read: what is wrong, what to do."""
+    """A document that cannot be read: what is wrong, what to do."""
 
     def __init__(self, message: str, mend: str) -> None:
         super().__init__(message)
@@ -63,6 +63,10 @@ _BOOLS = {
 }
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,30}|0x[0-9a-fA-F]{1,16}|0o?[0-7]{1,22}|0b[01]{1,64})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+class _OverLimit(_Refused):
+    """The rest of the file is not looked at: libyaml's time is quadratic in the depth."""
 
 
 def _plain(text: str) -> object:
@@ -102,7 +106,8 @@ class _Composer:
         elif not isinstance(event, yaml.CollectionStartEvent):
             raise _Refused("the document ends too soon", "complete it")
         elif depth >= MAX_DEPTH:
-            raise self._refuse(event, f"more than {MAX_DEPTH} levels deep", "make it flatter")
+            message = f"{_line(event.start_mark)}more than {MAX_DEPTH} levels deep"
+            raise _OverLimit(message, "make it flatter")
         elif event.tag not in (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
             raise self._refuse(event, f"tag {show(event.tag)} is unknown", "remove the tag")
         elif isinstance(event, yaml.MappingStartEvent):
@@ -124,8 +129,8 @@ class _Composer:
         self._nodes += nodes
         self._aliased += nodes
         if self._aliased > MAX_ALIASED:
-            message = f"aliases stand for more than {MAX_ALIASED} values"
-            raise self._refuse(event, message, "write the values out")
+            message = f"{_line(event.start_mark)}aliases stand for over {MAX_ALIASED} values"
+            raise _OverLimit(message, "write the values out")
         return value
 
     def _mapping(self, depth: int) -> dict[str, object]:
@@ -134,7 +139,7 @@ class _Composer:
         for event in self._until(yaml.MappingEndEvent):
             key = self.value(event, depth)
             value = self.value(self._parser.get_event(), depth)
-            if key == "<<" and isinstance(event, yaml.ScalarEvent) and event.style is None:
+            if key == "<<" and isinstance(event, yaml.ScalarEvent) and not event.style:
                 for source in value if isinstance(value, list) else [value]:
                     if not isinstance(source, dict):
                         raise self._refuse(event, "<< merges no mapping", "write << : *anchor")
@@ -177,6 +182,8 @@ def _documents(data: bytes) -> Iterator[object]:
                     yield _Composer(parser).value(parser.get_event())
                 except _Refused as refused:
                     yield refused
+                    if isinstance(refused, _OverLimit):
+                        return
                     while not isinstance(parser.get_event(), yaml.DocumentEndEvent):
                         pass
     except yaml.MarkedYAMLError as error:
@@ -465,6 +472,8 @@ class ManifestSource:
         #: Each object in force and the file it is from.
         self._in_force: dict[Ref, tuple[str, Object]] = {}
         self._faults: list[Problem] = []
+        #: The directory itself could not be read the last time.
+        self._blind = False
 
     def read(self) -> tuple[Listed, Problems]:
         """Reads what has changed since the last time (at first: all) and gives the whole state."""
@@ -475,13 +484,17 @@ class ManifestSource:
     def run(self, put: Callable[[Event], None], stop: threading.Event) -> None:
         """Puts Listed first, then Changed and Problems as they come, until `stop` is set.
 
-        Problems is put only when the list differs from the last (at first: from none). A missing
-        directory is an empty one with a Problem. Notices `stop` within a quarter of a second.
+        Problems is put only when the list differs from the last (at first: from none). A directory
+        that is missing or unreadable is a Problem and says nothing about the objects: there is no
+        Listed before it was read once, and later the last state stays. Notices `stop` within a
+        quarter of a second.
         """
         with _Wake(self._directory, self._rescan) as wake:
             wake.follow()  # before the first reading, so that no change falls between the two
             listed, _ = self.read()
-            put(listed)
+            known = not self._blind
+            if known:
+                put(listed)
             told: list[Problem] = []
             looked = time.monotonic()
             while not stop.is_set():
@@ -494,7 +507,10 @@ class ManifestSource:
                 if woken or elsewhere or time.monotonic() - looked >= self._rescan:
                     self._settle(wake.event)
                     changed = self._scan()
-                    if changed.objects or changed.deleted:
+                    if not known and not self._blind:
+                        known = True
+                        put(self.read()[0])
+                    elif changed.objects or changed.deleted:
                         put(changed)
                     looked = time.monotonic()
 
@@ -508,6 +524,7 @@ class ManifestSource:
 
     def _scan(self) -> Changed:
         found, self._faults, unreadable = self._walk()
+        self._blind = str(self._directory) in unreadable
         gone = [
             path
             for path in self._files.keys() - found.keys()
@@ -546,6 +563,7 @@ class ManifestSource:
                 if not seen:
                     mend = "make it, or name another directory"
                     faults.append(Problem("the directory of manifests is missing", mend, path))
+                    unreadable.append(path)
             except OSError as error:
                 message = f"cannot be read: {error.strerror}"
                 faults.append(Problem(message, "make it readable for this user", path))

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pointsman import abi, bpf
 from pointsman.errors import NotLoaded
-from pointsman.plan import Element, Limits, Plan, Snapshot, pack_frontend
+from pointsman.plan import Element, Limits, Plan, Planner, Snapshot, pack_frontend
 from pointsman.values import Backend, Frontend, PortName
 
 _layouts = abi.layouts()
@@ -79,6 +79,22 @@ def apply(plan: Plan, to: Datapath) -> None:
         to.delete_names(plan.unnamed)
     if plan.retired:
         to.set_generations(plan.retired)
+
+
+class Adoptable(Protocol):
+    """What a new agent needs of maps that an earlier one may have left at any point."""
+
+    @property
+    def limits(self) -> Limits: ...
+    def snapshot(self) -> Snapshot: ...
+    def wait_for_readers(self) -> None: ...
+
+
+def take_over(maps: Adoptable, inherited: Snapshot | None = None) -> Planner:
+    """A planner that knows what the maps hold. Blocks for one grace period first: what a former
+    agent unlinked a moment ago is in no snapshot any more, but may still be read."""
+    maps.wait_for_readers()
+    return Planner(maps.limits, maps.snapshot(), inherited)
 
 
 def frontend_of(key: bytes) -> Frontend:
@@ -228,6 +244,14 @@ class View:
             if e.count
         }
         return Snapshot(frontends, services, self.names(), slots, self.generations())
+
+    def items(self, name: str) -> Iterator[tuple[bytes, bytes]]:
+        """Every raw key and value of one map (not of per-CPU maps)."""
+        return self.map(name).items()
+
+    def owned(self) -> list[int]:
+        """The ids of all services in use, also of those that no frontend leads to."""
+        return list(self._owned())
 
     def _owned(self) -> Iterable[int]:
         """The ids of all elements in use."""

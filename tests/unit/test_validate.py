@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-
 from pointsman.objects import EndpointSlice, Object, Pod, Service
 from pointsman.validate import validate
 
@@ -34,9 +33,6 @@ def pod(spec: dict[str, Any] | None = None, **status: Any) -> Pod:
     return msgspec.convert(document, Pod)
 
 
-TWO = {"ipFamilies": ["IPv4", "IPv6"], "clusterIP": "10.0.0.9"}
-
-
 @pytest.mark.parametrize(
     "obj",
     [
@@ -58,7 +54,14 @@ TWO = {"ipFamilies": ["IPv4", "IPv6"], "clusterIP": "10.0.0.9"}
         ),
         pytest.param(service(ports=[{"port": 9, "protocol": "SCTP"}]), id="sctp"),
         pytest.param(service(ports=[{"port": 9, "targetPort": 0}]), id="target-port-0-is-none"),
-        pytest.param(service(**TWO, clusterIPs=["10.0.0.9", "fd00::9"]), id="dual-stack"),
+        pytest.param(
+            service(
+                clusterIP="10.0.0.9",
+                clusterIPs=["10.0.0.9", "fd00::9"],
+                ipFamilies=["IPv4", "IPv6"],
+            ),
+            id="dual-stack",
+        ),
         pytest.param(service(clusterIP="None", clusterIPs=["None"]), id="headless-in-both-fields"),
         pytest.param(address("10.1.2.3"), id="an-ipv4-endpoint"),
         pytest.param(address("fd00::1", "IPv6"), id="an-ipv6-endpoint"),

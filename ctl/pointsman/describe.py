@@ -1,0 +1,177 @@
+"""One Service as `kubectl describe service` (1.31 and newer) prints it. Pure.
+
+The order and the spelling of the fields are kubectl's, and what the API server would have filled
+in is filled in; people and scripts know this text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pointsman.inspect import EndpointRow, FrontendRow
+from pointsman.objects import EndpointSlice, Service, ServicePort
+
+_NONE, _UNSET = "<none>", "<unset>"
+_SHOWN = 3  # endpoints of one port; the rest is counted
+_WIDEST = 140  # characters of an annotation on one line
+_HIDDEN = "kubectl.kubernetes.io/last-applied-configuration"
+
+Line = tuple[str, str]
+
+
+def describe(service: Service, slices: Iterable[EndpointSlice]) -> str:
+    """The text, each line ended by a newline. `service` with its ClusterIPs filled in."""
+    lines = [*_head(service), *_addresses(service)]
+    slices = list(slices)
+    for port in service.spec.ports:
+        lines += _port(service, port, slices)
+    lines += _policies(service)
+    lines.append(("Events:", _NONE))
+    return align(lines)
+
+
+def align(lines: Iterable[Line]) -> str:
+    """Two columns, the second where the longest label has left two spaces."""
+    lines = list(lines)
+    width = max((len(label) for label, _ in lines), default=0) + 2
+    return "".join(f"{label:{width}}{text}\n" for label, text in lines)
+
+
+def _head(service: Service) -> list[Line]:
+    meta = service.metadata
+    selector = service.spec.selector or {}
+    pairs = [f"{key}={value}" for key, value in sorted(selector.items())]
+    return [
+        ("Name:", meta.name),
+        ("Namespace:", meta.namespace),
+        *_several("Labels:", (f"{key}={value}" for key, value in sorted(meta.labels.items()))),
+        *_several("Annotations:", _annotations(meta.annotations)),
+        ("Selector:", ",".join(pairs) or _NONE),
+        ("Type:", service.spec.type),
+    ]
+
+
+def _several(label: str, texts: Iterable[str]) -> list[Line]:
+    found = list(texts) or [_NONE]
+    return [(label, found[0]), *(("", text) for text in found[1:])]
+
+
+def _annotations(annotations: Mapping[str, str]) -> Iterable[str]:
+    for key, value in sorted(annotations.items()):
+        value = value.removesuffix("\n")
+        if key == _HIDDEN:
+            continue
+        if len(key) + len(value) + 2 > _WIDEST or "\n" in value:
+            yield f"{key}:"
+            yield from (f"  {_shorten(line, _WIDEST - 2)}" for line in value.split("\n"))
+        else:
+            yield f"{key}: {value}"
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + "..."
+
+
+def _addresses(service: Service) -> list[Line]:
+    spec = service.spec
+    families = _families(service)
+    policy = spec.ip_family_policy
+    if not policy and spec.type != "ExternalName":
+        dual = len(families) > 1 or (service.headless and not spec.selector)
+        policy = "RequireDualStack" if dual else "SingleStack"
+    lines = [("IP Family Policy:", policy)] if policy else []
+    lines.append(("IP Families:", ",".join(families) or _NONE))
+    lines.append(("IP:", spec.cluster_ip))
+    lines.append(("IPs:", ",".join(spec.cluster_ips or filter(None, [spec.cluster_ip])) or _NONE))
+    if spec.external_ips:
+        lines.append(("External IPs:", ",".join(spec.external_ips)))
+    if spec.external_name:
+        lines.append(("External Name:", spec.external_name))
+    return lines
+
+
+def _families(service: Service) -> tuple[str, ...]:
+    spec = service.spec
+    if spec.ip_families or spec.type == "ExternalName":
+        return spec.ip_families
+    if service.headless:
+        dual = not spec.selector or spec.ip_family_policy.endswith("DualStack")
+        return ("IPv4", "IPv6") if dual else ("IPv4",)
+    addresses = spec.cluster_ips or filter(None, [spec.cluster_ip])
+    return tuple("IPv6" if ":" in address else "IPv4" for address in addresses)
+
+
+def _port(service: Service, port: ServicePort, slices: list[EndpointSlice]) -> list[Line]:
+    name = port.name or _UNSET
+    lines = [
+        ("Port:", f"{name}  {port.port}/{port.protocol}"),
+        ("TargetPort:", f"{port.target_port or port.port}/{port.protocol}"),
+    ]
+    if port.node_port:
+        lines.append(("NodePort:", f"{name}  {port.node_port}/{port.protocol}"))
+    lines.append(("Endpoints:", _endpoints(slices, port.name)))
+    return lines
+
+
+def _endpoints(slices: list[EndpointSlice], name: str) -> str:
+    """The ready ones: three of them, and how many more. No slices at all: <none>."""
+    if not slices:
+        return _NONE
+    found: list[str] = []
+    for piece in slices:
+        ready = [
+            endpoint.addresses[0]
+            for endpoint in piece.endpoints or ()
+            if endpoint.conditions.ready is not False and endpoint.addresses
+        ]
+        if not piece.ports:
+            found += ready
+        for port in piece.ports or ():
+            if (port.name or "") == name:
+                found += [_joined(address, port.port or 0) for address in ready]
+    text = ",".join(found[:_SHOWN])
+    return f"{text} + {len(found) - _SHOWN} more..." if len(found) > _SHOWN else text
+
+
+def _joined(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _policies(service: Service) -> list[Line]:
+    spec = service.spec
+    lines = [("Session Affinity:", spec.session_affinity)]
+    external = spec.external_traffic_policy
+    if spec.type in ("NodePort", "LoadBalancer"):
+        external = external or "Cluster"
+    if external:
+        lines.append(("External Traffic Policy:", external))
+    if spec.type != "ExternalName":
+        lines.append(("Internal Traffic Policy:", spec.internal_traffic_policy))
+    if spec.traffic_distribution:
+        lines.append(("Traffic Distribution:", spec.traffic_distribution))
+    return lines
+
+
+def describe_kernel(
+    frontends: Iterable[FrontendRow],
+    endpoints: Iterable[EndpointRow],
+    slots_of: Mapping[int, list[int]],
+) -> list[tuple[str, list[EndpointRow]]]:
+    """What the kernel holds of one Service: for each frontend a line, and its endpoints.
+
+    `slots_of`: service id → the endpoint ids in its set.
+    """
+    by_id = {row.id: row for row in endpoints}
+    found = []
+    for row in frontends:
+        if row.wildcard:
+            line = f"{row.frontend}  id {row.id}, any other port: {row.when_empty}"
+        else:
+            affinity = f", affinity {row.affinity_seconds} s" if row.affinity_seconds else ""
+            empty = f", no endpoints: {row.when_empty}" if row.when_empty else ""
+            line = f"{row.frontend}  id {row.id}, {row.algorithm}{affinity}{empty}"
+        if not row.consistent:
+            line += ", not in force: its key and its service disagree"
+        members = slots_of.get(row.id, ())
+        found.append((line, [by_id[ident] for ident in members if ident in by_id]))
+    return found

@@ -1,0 +1,84 @@
+"""The desired state, worked out from the manifests as the agent does, without an agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pointsman import state
+from pointsman.agent import Settings
+from pointsman.builtin import DnsService, dns_address
+from pointsman.clusterip import ClusterIPs
+from pointsman.errors import NotFound
+from pointsman.events import Problem
+from pointsman.manifests import ManifestSource
+from pointsman.resolve import Context, resolve
+from pointsman.tracker import Tracker
+from pointsman.values import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Where the objects are, and what else decides. As the last agent had it, or the defaults."""
+
+    manifests: Path
+    state_dir: Path
+    service_cidrs: tuple[str, ...]
+    dns_listen: tuple[tuple[str, int], ...]
+
+
+def inputs(status: Any, manifests: Path | None = None, state_dir: Path | None = None) -> Inputs:
+    """From the agent's status file (None if there is none); what is given goes first."""
+    status = status if isinstance(status, dict) else {}
+    known = status.get("settings") or {}
+    default = Settings()
+    listen = (status.get("dns") or {}).get("listen") or []
+    return Inputs(
+        manifests=manifests or Path(known.get("manifests", default.manifests)),
+        state_dir=state_dir or Path(known.get("state_dir", default.state_dir)),
+        service_cidrs=tuple(known.get("service_cidrs", default.service_cidrs)),
+        dns_listen=tuple(_address(text) for text in listen),
+    )
+
+
+def _address(text: str) -> tuple[str, int]:
+    address, _, port = text.rpartition(":")
+    return address.strip("[]"), int(port)
+
+
+def read(given: Inputs) -> tuple[Tracker, tuple[Problem, ...]]:
+    """Every object with ClusterIPs and EndpointSlices made, and what is wrong with the manifests.
+
+    Only what the files say now: an agent may hold the last good version of what is bad in them.
+    Raises NotFound if the directory can't be read.
+    """
+    try:
+        next(given.manifests.iterdir(), None)
+    except OSError as error:
+        raise NotFound(
+            f"manifests directory {given.manifests}: {error.strerror}; "
+            "choose another with --manifests"
+        ) from None
+    listed, problems = ManifestSource(given.manifests).read()
+    tracker = Tracker(ClusterIPs(given.service_cidrs, state.read_claims(given.state_dir)))
+    dns = _dns_service(given)
+    tracker.fold(dns.add(listed) if dns else listed)
+    return tracker, problems.problems
+
+
+def _dns_service(given: Inputs) -> DnsService | None:
+    """As the agent makes it: only for families that the server listens on."""
+    families = {":" in address for address, _ in given.dns_listen}
+    own = [dns_address(cidr) for cidr in given.service_cidrs]
+    served = [address for address in own if (":" in address) in families]
+    return DnsService(served, given.dns_listen) if served else None
+
+
+def entries(tracker: Tracker, context: Context) -> list[Entry]:
+    """Every frontend that the maps should have on this node."""
+    return [
+        entry
+        for ref, service in tracker.services.items()
+        for entry in resolve(service, tracker.slices(ref), context)[0]
+    ]

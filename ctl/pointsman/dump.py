@@ -1,0 +1,223 @@
+"""Each map decoded: what `map list` counts and what `map dump` shows. Pure.
+
+Addresses and ports come as people write them, flags and enumerators by name; elements that are
+free are left out.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pointsman import abi
+from pointsman.inspect import RETIRED, Reader, algorithm_name, empty_name
+from pointsman.plan import Element
+from pointsman.values import PROTOCOL_NAMES, PortName, endpoint_text
+
+#: Number of the map type to its name (enum bpf_map_type).
+TYPES = {1: "hash", 2: "array", 6: "percpu_array", 9: "lru_hash", 24: "sk_storage"}
+_BUSY = 1 << 63  # COOKIE_BUSY of bpf/record.h
+_layouts = abi.layouts()
+_read_load = _layouts["load"].reader("generation", "open")
+
+Row = dict[str, Any]
+Items = Iterable[tuple[bytes, bytes]]
+
+
+class Source(Reader, Protocol):
+    """A Reader with the raw elements of the maps that nothing else reads."""
+
+    def items(self, name: str) -> Items: ...
+    def counters(self) -> dict[str, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MapRow:
+    """How full one map is. `used` is None where that can't be counted from outside."""
+
+    name: str
+    type: str
+    used: int | None
+    max: int
+    fill_percent: float | None
+    memory_bytes: int
+
+
+def map_row(name: str, kind: int, entries: int, used: int | None, memory_bytes: int) -> MapRow:
+    """`entries`: max_entries of the map. A bucket of `sockets` holds several records."""
+    if name == "sockets":
+        entries *= abi.constants()["SOCKETS_PER_BUCKET"]
+    fill = None if used is None or not entries else round(100 * used / entries, 1)
+    return MapRow(name, TYPES.get(kind, f"type {kind}"), used, entries, fill, memory_bytes)
+
+
+def used(source: Source, name: str) -> int | None:
+    """How many elements of a map are in use; None for the storage that lives in sockets."""
+    if name == "services":
+        return sum(1 for _ in _elements(source))
+    if name == "slots":
+        return sum(count for _, count in extents(source))
+    if name == "load":
+        return sum(1 for generation in source.generations().values() if not generation & RETIRED)
+    if name in DUMPS:
+        return sum(1 for _ in DUMPS[name](source))
+    return None
+
+
+def _elements(source: Source) -> Iterator[tuple[int, Element]]:
+    for ident in source.owned():
+        yield ident, source.service(ident)
+
+
+def extents(source: Source) -> list[tuple[int, int]]:
+    """(first slot, count) of every set in use, each once: Services' VIPs share them."""
+    return sorted({(e.first, e.count) for _, e in _elements(source) if e.count})
+
+
+# -- one function for each map -------------------------------------------------------------------
+
+
+def _frontends(source: Source) -> Iterator[Row]:
+    for frontend, service in sorted(source.frontends().items()):
+        yield {"frontend": str(frontend), "service": service}
+
+
+def _services(source: Source) -> Iterator[Row]:
+    names = source.names()
+    for ident, element in _elements(source):
+        yield {
+            "id": ident,
+            "frontend": str(element.frontend),
+            "owner": element.owner,
+            "name": _owner_name(names, element.owner),
+            "algorithm": algorithm_name(element.algorithm),
+            "affinitySeconds": element.affinity,
+            "firstSlot": element.first if element.count else None,
+            "count": element.count,
+            "whenEmpty": None if element.count else empty_name(element.first),
+        }
+
+
+def _owner_name(names: Mapping[int, PortName], owner: int) -> str:
+    return str(names[owner]) if owner in names else ""
+
+
+def _slots(source: Source) -> Iterator[Row]:
+    names = source.names()
+    for first, count in extents(source):
+        for index, slot in enumerate(source.slots(first, count), first):
+            yield {
+                "slot": index,
+                "endpoint": endpoint_text(*slot.backend),
+                "id": slot.endpoint,
+                "generation": slot.generation,
+                "owner": slot.owner,
+                "name": _owner_name(names, slot.owner),
+            }
+
+
+def _load(source: Source) -> Iterator[Row]:
+    for ident, raw in source.generations().items():
+        _, opened = source.load(ident)
+        if not raw & RETIRED or opened:
+            state = "retired" if raw & RETIRED else "valid"
+            generation = raw & ~RETIRED
+            yield {"id": ident, "generation": generation, "state": state, "open": opened}
+
+
+def _raw_load(name: str) -> Callable[[Source], Iterator[Row]]:
+    def rows(source: Source) -> Iterator[Row]:
+        for key, value in source.items(name):
+            generation, opened = _read_load(value)
+            if generation and (not generation & RETIRED or opened):
+                yield {
+                    "id": _number(key),
+                    "generation": generation & ~RETIRED,
+                    "state": "retired" if generation & RETIRED else "valid",
+                    # Below zero until an upgrade has added up both maps.
+                    "open": opened - (1 << 32) if opened >= 1 << 31 else opened,
+                }
+
+    return rows
+
+
+def _names(source: Source) -> Iterator[Row]:
+    for ident, name in sorted(source.names().items()):
+        yield {
+            "id": ident,
+            "namespace": name.namespace,
+            "service": name.service,
+            "port": name.port,
+        }
+
+
+def _counters(source: Source) -> Iterator[Row]:
+    for name, value in source.counters().items():
+        yield {"counter": name, "value": value}
+
+
+def _record(record: Mapping[str, Any]) -> Row:
+    return {
+        "vip": endpoint_text(record["vip"], socket.ntohs(record["vip_port"])),
+        "peer": endpoint_text(record["peer"], socket.ntohs(record["peer_port"])),
+        "protocol": PROTOCOL_NAMES.get(record["proto"], str(record["proto"])),
+        "id": record["endpoint"],
+        "generation": record["generation"],
+        "counted": bool(record["counted"]),
+    }
+
+
+def _sockets(source: Source) -> Iterator[Row]:
+    layout = _layouts["bucket"]
+    empty = bytes(layout.field("cookie").size)
+    for key, value in source.items("sockets"):
+        if value.startswith(empty):
+            continue  # nearly all of them: not worth decoding
+        bucket = layout.decode(value)
+        for cookie, record in zip(bucket["cookie"], bucket["record"], strict=True):
+            if cookie:
+                yield {
+                    "bucket": _number(key),
+                    "cookie": cookie & ~_BUSY,
+                    "state": "busy" if cookie & _BUSY else "in use",
+                    **_record(record),
+                }
+
+
+def _sockets_overflow(source: Source) -> Iterator[Row]:
+    for key, value in source.items("sockets_overflow"):
+        overflow = _layouts["overflow"].decode(value)
+        yield {"cookie": _number(key), "netns": overflow["netns"], **_record(overflow["record"])}
+
+
+def _overflow_netns(source: Source) -> Iterator[Row]:
+    for key, value in source.items("overflow_netns"):
+        yield {"netns": _number(key), "records": _number(value)}
+
+
+def _mptcp(source: Source) -> Iterator[Row]:
+    for key, value in source.items("mptcp"):
+        yield {"address": f"{_number(key):#x}", **_record(_layouts["socket"].decode(value))}
+
+
+def _number(data: bytes) -> int:
+    return int(struct.unpack("=I" if len(data) == 4 else "=Q", data)[0])
+
+
+#: By the name in bpf/maps.h. `datagrams` is missing: socket storage can't be listed from outside.
+DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
+    "frontends": _frontends,
+    "services": _services,
+    "slots": _slots,
+    "load": _load,
+    "previous_load": _raw_load("previous_load"),
+    "names": _names,
+    "counters": _counters,
+    "sockets": _sockets,
+    "sockets_overflow": _sockets_overflow,
+    "overflow_netns": _overflow_netns,
+    "mptcp": _mptcp,
+}

@@ -1,0 +1,161 @@
+"""Whether this node balances as it should: an observation judged, for people and scripts. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from pointsman.inspect import plain
+from pointsman.observe import Observation
+from pointsman.verify import link_differences
+
+Report = dict[str, Any]
+
+
+def report(seen: Observation) -> Report:
+    """The whole status as plain values. `reasons` is empty exactly if `healthy` is true."""
+    sync = _sync(seen)
+    datapath = _datapath(seen)
+    agent = _agent(seen)
+    reasons = [*_agent_reasons(agent, sync), *_datapath_reasons(datapath)]
+    return {
+        "healthy": not reasons,
+        "reasons": reasons,
+        "agent": agent,
+        "datapath": datapath,
+        "maps": [plain(row) for row in seen.maps],
+        "sync": sync,
+        "source": _source(seen),
+        "dns": _dns(seen),
+        "counters": dict(seen.counters),
+        "problems": _problems(seen),
+    }
+
+
+def _agent(seen: Observation) -> Report:
+    status = seen.status
+    # A status file of an agent before this one says nothing about it. Files without a pid are
+    # taken for the running agent's.
+    fresh = bool(status) and status.get("pid", seen.pid) == seen.pid and not status.get("stopped")
+    reporting = seen.pid is not None and fresh
+    started = status.get("started") if status else None
+    return {
+        "running": seen.pid is not None,
+        "pid": seen.pid,
+        "reporting": reporting,
+        "version": status.get("version"),
+        "started": _time(started if reporting or seen.pid is None else None),
+        "uptimeSeconds": round(seen.now - started, 1) if reporting and started else None,
+        "stopped": _time(status.get("stopped")),
+        "failed": status.get("failed") or "",
+    }
+
+
+def _time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _agent_reasons(agent: Report, sync: Report) -> list[str]:
+    if not agent["running"]:
+        why = f" ({agent['failed']})" if agent["failed"] else ""
+        return [f"the agent is not running{why}: start it with 'pointsman up'"]
+    if not agent["reporting"]:
+        return ["the agent has not reported yet: it is starting"]
+    if sync["error"]:
+        return [f"the last sync failed: {sync['error']}"]
+    if not sync["attached"]:
+        return ["the agent has not completed its first sync"]
+    return []
+
+
+def _datapath(seen: Observation) -> Report:
+    wrong = {difference.object: difference.message for difference in link_differences(seen.links)}
+    cgroups = Counter(link.cgroup for link in seen.links if link.cgroup)
+    cgroup = cgroups.most_common(1)[0][0] if cgroups else None
+    return {
+        "generation": seen.generation,
+        "cgroup": {
+            "id": cgroup,
+            "path": seen.cgroup_paths.get(cgroup) if cgroup else None,
+            "configured": (seen.status.get("settings") or {}).get("cgroup"),
+        },
+        "links": {
+            "attached": sum(link.program is not None and bool(link.cgroup) for link in seen.links),
+            "total": len(seen.links),
+        },
+        "hooks": [
+            {
+                "hook": link.hook,
+                "program": link.program,
+                "cgroup": link.cgroup or None,
+                "ok": link.hook not in wrong,
+                "message": wrong.get(link.hook, ""),
+            }
+            for link in seen.links
+        ],
+        "mappedBytes": seen.mapped_bytes,
+    }
+
+
+def _datapath_reasons(datapath: Report) -> list[str]:
+    by_message: dict[str, list[str]] = {}
+    for hook in datapath["hooks"]:
+        if not hook["ok"]:
+            by_message.setdefault(hook["message"], []).append(hook["hook"])
+    total = datapath["links"]["total"]
+    return [
+        f"all {total} hooks: {message}" if len(names) == total else f"{', '.join(names)}: {message}"
+        for message, names in by_message.items()
+    ]
+
+
+def _sync(seen: Observation) -> Report:
+    sync = seen.status.get("sync") or {}
+    at = sync.get("time")
+    return {
+        "attached": bool(sync.get("attached")),
+        "time": _time(at),
+        "agoSeconds": round(seen.now - at, 1) if at else None,
+        "seconds": sync.get("seconds"),
+        "services": sync.get("services"),
+        "syncs": sync.get("syncs", 0),
+        "failures": sync.get("failures", 0),
+        "problems": sync.get("problems", 0),
+        "error": sync.get("error"),
+    }
+
+
+def _source(seen: Observation) -> Report:
+    source = seen.status.get("source") or {}
+    return {
+        "kind": source.get("kind"),
+        "path": source.get("path"),
+        "listed": bool(source.get("listed")),
+        "objects": dict(source.get("objects") or {}),
+        "balanced": seen.status.get("balanced"),
+    }
+
+
+def _dns(seen: Observation) -> Report:
+    dns = seen.status.get("dns") or {}
+    return {
+        "enabled": bool(dns),
+        "listen": list(dns.get("listen") or ()),
+        "upstreams": list(dns.get("upstreams") or ()),
+        "clusterIPs": list(dns.get("cluster_ips") or ()),
+        "queries": dict(dns.get("queries") or {}),
+        "forwarded": dns.get("forwarded", 0),
+    }
+
+
+def _problems(seen: Observation) -> list[Report]:
+    """As the agent last knew them, errors first."""
+    names = ("severity", "where", "object", "field", "message", "mend")
+    found = [
+        {name: problem.get(name, "") for name in names}
+        for problem in seen.status.get("problems") or ()
+    ]
+    return sorted(found, key=lambda p: (p["severity"] != "error", p["where"], p["object"]))

@@ -1,0 +1,140 @@
+"""Desired against actual: every difference between what should be and what the maps hold. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pointsman.inspect import UNKNOWN, Held, Reader, algorithm_name, empty_name, held
+from pointsman.pins import Link
+from pointsman.plan import RETIRED
+from pointsman.values import Backend, Entry, Frontend, endpoint_text
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`kind` is one word for scripts, `object` what differs, `message` how."""
+
+    kind: str
+    object: str
+    message: str
+
+
+def compare(desired: Iterable[Entry], reader: Reader) -> list[Difference]:
+    """Every difference between the entries and the maps, sorted by object."""
+    wanted: dict[Frontend, list[Entry]] = {}
+    for entry in desired:
+        wanted.setdefault(entry.frontend, []).append(entry)
+    actual = {each.frontend: each for each in held(reader)}
+    found: list[Difference] = []
+    for frontend, entries in wanted.items():
+        if frontend not in actual:
+            message = f"missing, {entries[0].owner} defines it"
+            found.append(Difference("frontend-missing", str(frontend), message))
+            continue
+        each = actual[frontend]
+        # Two Services may define one frontend: whoever has it, has it rightly.
+        entry = next((e for e in entries if e.owner == each.name), entries[0])
+        found += _compare(entry, each)
+    for frontend, each in actual.items():
+        if frontend not in wanted:
+            message = f"extra, held for {_name(each)}; no Service defines it"
+            found.append(Difference("frontend-extra", str(frontend), message))
+        found += _sound(each, reader)
+    found += _dangling(list(actual.values()), reader)
+    return sorted(set(found), key=lambda d: (d.object, d.kind, d.message))
+
+
+def _name(each: Held) -> str:
+    return str(each.name) if each.name != UNKNOWN else f"owner {each.element.owner} without a name"
+
+
+def _compare(entry: Entry, each: Held) -> list[Difference]:
+    found: list[Difference] = []
+    at, element = str(entry.frontend), each.element
+    for kind, want, have in (
+        ("owner", str(entry.owner), _name(each)),
+        ("algorithm", algorithm_name(entry.algorithm), algorithm_name(element.algorithm)),
+        ("affinity", f"{entry.affinity} s", f"{element.affinity} s"),
+    ):
+        if want != have:
+            found.append(Difference(kind, at, f"{kind} should be {want}, is {have}"))
+    if not entry.endpoints and not element.count and entry.empty != element.first:
+        want, have = empty_name(entry.empty), empty_name(element.first)
+        found.append(Difference("empty", at, f"an empty set should mean {want}, means {have}"))
+    want_set, have_set = Counter(entry.endpoints), Counter(slot.backend for slot in each.slots)
+    for kind, verb, backends in (
+        ("endpoint-missing", "lacks", want_set - have_set),
+        ("endpoint-extra", "has, but should not,", have_set - want_set),
+    ):
+        found += [Difference(kind, at, f"{verb} {_text(b)}") for b in sorted(backends)]
+    return found
+
+
+def _text(backend: Backend) -> str:
+    return f"endpoint {endpoint_text(*backend)}"
+
+
+def _sound(each: Held, reader: Reader) -> list[Difference]:
+    """What must hold whatever the desired state is."""
+    found: list[Difference] = []
+    at, element = str(each.frontend), each.element
+    if element.frontend != each.frontend:
+        message = f"service {each.ident} has the key {element.frontend}, so nothing is translated"
+        found.append(Difference("key", at, message))
+    if each.name == UNKNOWN:
+        message = f"owner {element.owner} of service {each.ident} has no name"
+        found.append(Difference("name-missing", at, message))
+    if len(each.slots) != element.count:
+        message = f"the set of service {each.ident} ends beyond the slots map"
+        found.append(Difference("set", at, message))
+    for slot in each.slots:
+        generation, _ = reader.load(slot.endpoint)
+        if generation != slot.generation:
+            state = " (retired)" if generation & RETIRED else ""
+            message = (
+                f"{_text(slot.backend)} has generation {slot.generation}, load of endpoint "
+                f"{slot.endpoint} has {generation & ~RETIRED}{state}: it is not counted"
+            )
+            found.append(Difference("generation", at, message))
+        if slot.owner != element.owner:
+            message = f"{_text(slot.backend)} belongs to owner {slot.owner}, not {element.owner}"
+            found.append(Difference("slot-owner", at, message))
+    return found
+
+
+def _dangling(actual: Sequence[Held], reader: Reader) -> list[Difference]:
+    """What no frontend leads to: it should have been given back."""
+    owners = {each.element.owner for each in actual}
+    idents = {each.ident for each in actual}
+    found = [
+        Difference("name-dangling", str(name), f"name {ident} is there, but no frontend has it")
+        for ident, name in reader.names().items()
+        if ident not in owners
+    ]
+    for ident in reader.owned():
+        if ident not in idents:
+            frontend = str(reader.service(ident).frontend)
+            message = f"service {ident} is in use, but no frontend leads to it"
+            found.append(Difference("service-dangling", frontend, message))
+    return found
+
+
+def link_differences(links: Sequence[Link]) -> list[Difference]:
+    """Hooks that do not run the current programs, or not where the others do."""
+    found: list[Difference] = []
+    usual = Counter(link.cgroup for link in links if link.program is not None).most_common(1)
+    for link in links:
+        if link.program is None:
+            message = "not attached"
+        elif not link.current:
+            message = f"runs program {link.program}, which is not the current generation's"
+        elif not link.cgroup:
+            message = "its cgroup is gone"
+        elif link.cgroup != usual[0][0]:
+            message = f"is attached to cgroup {link.cgroup}, others to {usual[0][0]}"
+        else:
+            continue
+        found.append(Difference("link", link.hook, message))
+    return found

@@ -1,0 +1,1 @@
+"""`make demo`: the case Pointsman exists for, played in network namespaces of this machine."""

@@ -1,0 +1,20 @@
+"""What a test needs and this machine lacks is said by name; in CI that is a failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str], None]:
+    """`missing("root")`: skips, or fails where POINTSMAN_NO_SKIP says that all must run."""
+
+    def say(what: str) -> None:
+        if os.environ.get("POINTSMAN_NO_SKIP"):
+            pytest.fail(f"needs {what}, and POINTSMAN_NO_SKIP is set")
+        pytest.skip(f"needs {what}")
+
+    return say

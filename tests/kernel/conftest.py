@@ -1,0 +1,72 @@
+"""One set of attached programs for all kernel tests that don't need their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pointsman import abi
+from tests.support.kernel import Lab, lacking, own_network
+
+
+@pytest.fixture(scope="session")
+def kernel(missing: Callable[[str], None]) -> None:
+    """A namespace without a way out; skips with a reason where kernel tests can't run."""
+    if lack := lacking():
+        missing(lack)
+    own_network()
+
+
+@pytest.fixture(scope="session")
+def shared_lab(kernel: None) -> Iterator[Lab]:
+    lab = Lab(f"pm_test_{os.getpid()}")
+    lab.attach()
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def lab(shared_lab: Lab) -> Iterator[Lab]:
+    """The programs, attached, without any Service; this process is served by them."""
+    shared_lab.clear()
+    shared_lab.cgroup.enter()
+    yield shared_lab
+    shared_lab.cgroup.leave()
+    shared_lab.clear()
+
+
+@pytest.fixture
+def fresh_lab(kernel: None, request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
+    """`fresh_lab(source=…, sizes=…)`: programs of their own, for what changes them."""
+    made: list[Lab] = []
+
+    def make(**options: object) -> Lab:
+        lab = Lab(f"pm_test_{os.getpid()}_{len(made)}_{abs(hash(request.node.name)) % 9999}", **options)
+        made.append(lab)
+        lab.attach()
+        lab.cgroup.enter()
+        return lab
+
+    yield make
+    for lab in made:
+        lab.close()
+
+
+@pytest.fixture
+def changed_source(tmp_path: Path) -> Callable[..., Path]:
+    """`changed_source((file, old, new), …)`: a copy of bpf/ with these replacements made."""
+
+    def change(*replacements: tuple[str, str, str]) -> Path:
+        directory = tmp_path / f"bpf_{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(abi.source_directory(), directory)
+        for name, old, new in replacements:
+            text = (directory / name).read_text()
+            assert old in text, f"{name} has no longer: {old}"
+            (directory / name).write_text(text.replace(old, new))
+        return directory
+
+    return change

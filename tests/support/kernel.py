@@ -1,0 +1,238 @@
+"""The real programs on the real kernel, in a child cgroup and namespaces of the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pointsman import abi, host
+from pointsman.maps import Maps, apply, take_over
+from pointsman.objects import Ref
+from pointsman.pins import Loaded, Pins, Sizes
+from pointsman.values import TCP, UDP, Backend, Entry, Frontend, PortName, to_address
+
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+SMALL = Sizes(services=1024, slots=2048, endpoints=1024, buckets=1024, overflow=64)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def lacking() -> str:
+    """What this machine lacks for kernel tests, "" if nothing."""
+    if os.geteuid() != 0:
+        return "root"
+    if not host.mounts("cgroup2"):
+        return "a mounted cgroup2"
+    try:
+        import bcc  # noqa: F401
+    except ImportError:
+        return "bcc (python3-bpfcc)"
+    return ""
+
+
+def unshare(flags: int) -> None:
+    if _libc.unshare(flags):
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def own_network() -> None:
+    """This process gets a network namespace with nothing but loopback: no way out for a VIP."""
+    unshare(CLONE_NEWNET)
+    run("ip", "link", "set", "lo", "up")
+    for number in range(1, 10):
+        run("ip", "addr", "add", f"fd00:244::{number}/128", "dev", "lo", "nodad")
+
+
+class Cgroup:
+    """A child cgroup, with this process in it until `close`."""
+
+    def __init__(self, name: str) -> None:
+        self.path = host.cgroup_root() / name
+        self.path.mkdir(exist_ok=True)
+        before = next(
+            line.split(":", 2)[2]
+            for line in Path("/proc/self/cgroup").read_text().splitlines()
+            if line.startswith("0::")
+        )
+        self._before = host.cgroup_root() / before.lstrip("/")
+
+    def enter(self, pid: int | None = None) -> None:
+        (self.path / "cgroup.procs").write_text(str(pid or os.getpid()))
+
+    def leave(self, pid: int | None = None) -> None:
+        (self._before / "cgroup.procs").write_text(str(pid or os.getpid()))
+
+    def close(self) -> None:
+        self.leave()
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                for pid in (self.path / "cgroup.procs").read_text().split():
+                    self.leave(int(pid))
+                self.path.rmdir()
+                return
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.path} can't be removed")
+
+
+class Lab:
+    """Programs loaded and attached, with Services set straight into the maps."""
+
+    def __init__(self, name: str, source: Path | None = None, sizes: Sizes = SMALL) -> None:
+        self.root = Path("/sys/fs/bpf") / name
+        host.mount_bpffs(self.root)
+        self.cgroup = Cgroup(name)
+        self.pins = Pins(self.root, sizes, source or abi.source_directory())
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self) -> Loaded:
+        """What an agent does: load, take over, fill, attach; also for an upgrade."""
+        loaded = self.pins.load()
+        inherited = None
+        if loaded.previous and loaded.rebuilt:
+            inherited = self.maps.snapshot()
+        self.maps = Maps(loaded.generation.maps, loaded.generation.programs)
+        self.planner = take_over(self.maps, inherited)
+        self.loaded = loaded
+        self._apply(self.planner.replace(getattr(self, "wanted", {})))
+        return loaded
+
+    wanted: dict[Ref, tuple[Entry, ...]]
+
+    def attach(self) -> list[str]:
+        changed = self.pins.attach(self.loaded.generation, self.cgroup.path)
+        if self.loaded.previous:
+            self.maps.wait_for_readers()
+            self.maps.merge_load()
+            self.loaded = replace(self.loaded, previous=None)
+        self.pins.drop_others(self.loaded.generation)
+        return changed
+
+    def close(self) -> None:
+        if hasattr(self, "maps"):
+            self.maps.close()
+        if self.root.is_dir():
+            self.pins.unload()
+            shutil.rmtree(self.root, ignore_errors=True)
+        self.cgroup.close()
+
+    def _apply(self, plan: Any) -> None:
+        apply(plan, self.maps)
+        if plan.garbage:
+            self.maps.wait_for_readers()
+            self.planner.reclaim(plan.garbage)
+
+    # -- Services ----------------------------------------------------------------------------
+
+    def set(self, name: str, *entries: Entry) -> None:
+        """Makes these the frontends of one Service; without entries it goes."""
+        self.wanted = {**getattr(self, "wanted", {}), Ref("Service", "default", name): entries}
+        self._apply(self.planner.update({Ref("Service", "default", name): entries}))
+        assert not self.planner.unplaced, self.planner.unplaced
+
+    def serve(
+        self, vip: str, port: int, protocol: int, *backends: tuple[str, int], name: str = "web"
+    ) -> None:
+        """A Service of one port, with the wildcard that refuses its other ports."""
+        owner = PortName("default", name, "p")
+        self.set(name, entry(vip, port, protocol, backends, owner), wildcard(vip, owner))
+
+    def clear(self) -> None:
+        self.wanted = {}
+        self._apply(self.planner.replace({}))
+
+    def endpoint_id(self, address: str, port: int) -> int:
+        """The id of that backend in whatever set holds it."""
+        wanted = (to_address(address), port)
+        for element in self.maps.snapshot().services.values():
+            for slot in self.maps.slots(element.first, element.count):
+                if slot.backend == wanted:
+                    return slot.endpoint
+        raise LookupError(wanted)
+
+    def open(self, address: str, port: int) -> int:
+        """Open connections of a backend, as the kernel counts them."""
+        return self.maps.load(self.endpoint_id(address, port))[1]
+
+    def records(self) -> int:
+        """Sockets that have a record."""
+        bucket = abi.layouts()["bucket"]
+        found = sum(
+            1
+            for _, value in self.maps.map("sockets").items()
+            for cookie in bucket.decode(value)["cookie"]
+            if cookie
+        )
+        return found + len(self.maps.map("sockets_overflow"))
+
+
+def backend(address: str, port: int) -> Backend:
+    return to_address(address), port
+
+
+def entry(
+    vip: str, port: int, protocol: int, backends: Iterable[tuple[str, int]], owner: PortName, **more: Any
+) -> Entry:
+    members = tuple(sorted(backend(*b) for b in backends))
+    return Entry(Frontend(to_address(vip), port, protocol), owner, members, **more)
+
+
+def wildcard(vip: str, owner: PortName) -> Entry:
+    return Entry(Frontend(to_address(vip), 0, 0), owner)
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:
+    """Waits for something that must come; never a measure of speed."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never came: {what}")
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def tcp_server(address: str = "127.0.0.1", protocol: int = 0) -> Iterator[tuple[socket.socket, int]]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM, protocol) as server:
+        server.bind((address, 0))
+        server.listen(512)
+        yield server, server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def udp_server(address: str = "127.0.0.1") -> Iterator[tuple[socket.socket, int]]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as server:
+        server.bind((address, 0))
+        yield server, server.getsockname()[1]
+
+
+def child(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python program of its own, in this process's cgroup and namespace."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", textwrap.dedent(code), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+__all__ = ["SMALL", "TCP", "UDP", "Cgroup", "Lab", "backend", "child", "entry", "lacking",
+           "own_network", "run", "tcp_server", "udp_server", "unshare", "until", "wildcard"]
