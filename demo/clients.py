@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,7 +62,7 @@ LANGUAGES = (
         ("--version",),
         "client.c",
         ("{binary}",),
-        ("{tool}", "-std=c11", "-O", "-o", "{binary}", "{source}"),
+        ("{tool}", "-std=gnu11", "-O", "-o", "{binary}", "{source}"),
     ),
     Language("Perl", ("perl",), ("-e", "print $^V"), "client.pl", ("{tool}", "{source}")),
     Language("Ruby", ("ruby",), ("--version",), "client.rb", ("{tool}", "{source}")),
@@ -118,7 +119,7 @@ def _find(language: Language) -> str | None:
     return None
 
 
-def _prepare(language: Language, tool: str, directory: Path) -> Client:
+def _prepare(language: Language, tool: str, directory: Path, calls: _Calls) -> Client:
     """Asks the version and builds. A tool that only pretends to be there is a problem, named."""
     env = environment() | {
         "PATH": _search_path(),
@@ -134,15 +135,7 @@ def _prepare(language: Language, tool: str, directory: Path) -> Client:
     }
 
     def call(arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [argument.format(**places) for argument in arguments],
-            capture_output=True,
-            text=True,
-            env=env,
-            cwd=directory,
-            timeout=120,
-            check=False,
-        )
+        return calls.run([part.format(**places) for part in arguments], env, directory)
 
     command = tuple(part.format(**places) for part in language.run)
     try:
@@ -150,10 +143,16 @@ def _prepare(language: Language, tool: str, directory: Path) -> Client:
         told = (asked.stdout or asked.stderr).strip().splitlines()
         version = _number(told[0]) if told else "?"
         built = call(language.build) if language.build and not asked.returncode else asked
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         return Client(language, "?", command, str(error))
-    problem = (built.stderr or built.stdout).strip() if built.returncode else ""
+    problem = _complaint(built.stderr or built.stdout) if built.returncode else ""
     return Client(language, version, command, problem)
+
+
+def _complaint(text: str) -> str:
+    """The line of a compiler's output that says what is wrong."""
+    lines = text.strip().splitlines() or ["no reason given"]
+    return next((line for line in lines if "error" in line.lower()), lines[-1])
 
 
 def _number(line: str) -> str:
@@ -163,6 +162,45 @@ def _number(line: str) -> str:
         if number[:1].isdigit() and "." in number:
             return number.split("(")[0].split("-")[0]
     return line
+
+
+class _Calls:
+    """Compilers at work, from several threads; `stop` ends those that still run."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(
+        self, command: list[str], env: dict[str, str], directory: Path
+    ) -> subprocess.CompletedProcess[str]:
+        with self._lock:
+            if self._stopped:
+                raise OSError("the demo is ending")
+            process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=directory,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            self._running.add(process)
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +224,11 @@ def workshop(directory: Path, *, fast: bool = False) -> Iterator[Workshop]:
     wanted = {lang: tool for lang, tool in found.items() if tool and not (fast and lang.slow)}
     # Those that take longest begin first; the order in which they are shown stays.
     order = sorted(wanted, key=lambda lang: (not lang.slow, not lang.build))
+    calls = _Calls()
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 2) as pool:
-        futures = {lang: pool.submit(_prepare, lang, wanted[lang], directory) for lang in order}
+        futures = {
+            lang: pool.submit(_prepare, lang, wanted[lang], directory, calls) for lang in order
+        }
         try:
             yield Workshop(
                 pending=tuple((lang, futures[lang]) for lang in wanted),
@@ -195,6 +236,7 @@ def workshop(directory: Path, *, fast: bool = False) -> Iterator[Workshop]:
                 left_out=tuple(lang for lang, tool in found.items() if tool and fast and lang.slow),
             )
         finally:
+            calls.stop()
             pool.shutdown(cancel_futures=True)
 
 
@@ -204,7 +246,7 @@ def judge(printed: str, errors: str, asked: int, body: str) -> Answers:
     peers = set()
     problem = ""
     for line in printed.splitlines():
-        pod, peer, text = (line.split(" ", 2) + ["", ""])[:3]
+        pod, peer, text = [*line.split(" ", 2), "", ""][:3]
         if text == body:
             pods[pod] += 1
             peers.add(peer)

@@ -8,6 +8,7 @@ a killed run left behind is found by name (`sweep`) and ended by `cgroup.kill`, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
@@ -21,11 +22,11 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from pointsman import host
-from pyroute2 import NetNS
-from pyroute2 import netns as named_namespaces
+from pyroute2 import IPRoute
 
 _REGISTRY = Path("/run/pointsman-lab")
 _NETNS = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
 _BPFFS = Path("/sys/fs/bpf")
 
 # The child moves itself, then becomes the program: no moment in which it runs elsewhere.
@@ -44,17 +45,18 @@ exec sleep infinity
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process runs: a network namespace, a cgroup, and maybe a mount namespace."""
+    """Where a process runs: a network namespace, a cgroup, and maybe the files of a process."""
 
     network: Path
     cgroup: Path
-    mount: Path | None = None
+    files: Path | None = None  # /proc/PID of a process in the mount namespace
 
     def wrap(self, command: Sequence[str | Path]) -> list[str]:
         """The argument list that runs `command` there. The working directory becomes /."""
         enter = ["nsenter", f"--net={self.network}"]
-        if self.mount:
-            enter.append(f"--mount={self.mount}")
+        if self.files:
+            # Entering a mount namespace leaves a chroot, if we are in one: go back into it.
+            enter += [f"--mount={self.files}/ns/mnt", f"--root={self.files}/root"]
         return ["sh", "-c", _ENTER, "sh", str(self.cgroup), *enter, "--", *map(str, command)]
 
 
@@ -67,11 +69,12 @@ class Lab:
         self.cgroup = host.cgroup_root() / self.name
         self.bpffs = _BPFFS / self.name
         self._lock = -1
+        self._pid = os.getpid()
         self._processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
         with _registry():
-            _sweep()
+            _sweep()  # of runs that were killed
             self.directory.mkdir(mode=0o700)
             self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +90,9 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """Ends the processes, removes everything. May be called twice."""
+        """Ends the processes, removes everything. May be called twice; not by a forked child."""
+        if os.getpid() != self._pid:
+            return
         with _undisturbed():
             for process in self._processes:
                 if process.poll() is None:
@@ -110,14 +115,14 @@ class Lab:
     def namespace(self, role: str) -> Path:
         """A new network namespace, with loopback up. `ip netns list` shows it."""
         path = _NETNS / f"{self.name}-{role}"
-        named_namespaces.create(path.name)
-        with NetNS(path.name) as links:
+        _ip_netns("add", path.name)
+        with _links(path) as links:
             links.link("set", index=1, state="up")
         return path
 
     def bridge(self, namespace: Path, name: str, address: str) -> None:
         """A bridge with an address such as 10.244.0.1/24."""
-        with NetNS(namespace.name) as links:
+        with _links(namespace) as links:
             links.link("add", ifname=name, kind="bridge")
             index = links.link_lookup(ifname=name)[0]
             _address(links, index, address)
@@ -126,13 +131,13 @@ class Lab:
     def plug(self, namespace: Path, address: str, *, into: Path, bridge: str) -> None:
         """Gives a namespace an eth0 with this address, on a bridge in another namespace."""
         port = "to-" + namespace.name.removeprefix(f"{self.name}-")[:12]
-        with NetNS(into.name) as links:
+        with _links(into) as links:
             peer = {"ifname": "eth0", "net_ns_fd": namespace.name}
             links.link("add", ifname=port, kind="veth", peer=peer)
             index = links.link_lookup(ifname=port)[0]
             master = links.link_lookup(ifname=bridge)[0]
             links.link("set", index=index, master=master, state="up")
-        with NetNS(namespace.name) as links:
+        with _links(namespace) as links:
             index = links.link_lookup(ifname="eth0")[0]
             _address(links, index, address)
             links.link("set", index=index, state="up")
@@ -146,12 +151,22 @@ class Lab:
             f"nameserver {nameserver}\nsearch {search}\noptions ndots:5\n"
         )
         (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
-        hold = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _RESOLVER, "sh", etc]
+        hold: list[str | Path] = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            _RESOLVER,
+            "sh",
+            etc,
+        ]
         holder = self.start(hold, place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert holder.stdout and holder.stderr  # noqa: S101 - pipes, as asked for
         if holder.stdout.readline() != "ready\n":
             raise RuntimeError(f"no mount namespace: {holder.stderr.read().strip()}")
-        return Place(place.network, place.cgroup, Path(f"/proc/{holder.pid}/ns/mnt"))
+        return Place(place.network, place.cgroup, Path(f"/proc/{holder.pid}"))
 
     # -- processes ---------------------------------------------------------------------------
 
@@ -239,7 +254,7 @@ def remove(name: str) -> None:
     if (_BPFFS / name).is_dir():
         shutil.rmtree(_BPFFS / name)
     for path in _NETNS.glob(f"{name}-*") if _NETNS.is_dir() else ():
-        named_namespaces.remove(path.name)
+        _ip_netns("delete", path.name)
     shutil.rmtree(_REGISTRY / name, ignore_errors=True)
 
 
@@ -259,6 +274,31 @@ def _end(cgroup: Path, patience: float = 5) -> None:
     inner = sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True)
     for path in (*inner, cgroup):
         path.rmdir()
+
+
+def _ip_netns(verb: str, name: str) -> None:
+    """pyroute2 forks this process for it, with all its signal handlers and open `with` blocks."""
+    done = subprocess.run(["ip", "netns", verb, name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ip netns {verb} {name}: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def _links(namespace: Path) -> Iterator[Any]:
+    """rtnetlink of a namespace. This thread, and it alone, is in there for as long."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open() as home, namespace.open() as there:
+        _setns(libc, there.fileno())
+        try:
+            with IPRoute() as links:
+                yield links
+        finally:
+            _setns(libc, home.fileno())
+
+
+def _setns(libc: ctypes.CDLL, fd: int) -> None:
+    if libc.setns(fd, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _address(links: Any, index: int, address: str) -> None:

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pointsman.inspect import EndpointRow, FrontendRow
+from pointsman.inspect import (
+    EndpointRow,
+    FrontendRow,
+    Reader,
+    ServiceRow,
+    endpoints,
+    frontends,
+    held,
+)
 from pointsman.objects import EndpointSlice, Service, ServicePort
 
 _NONE, _UNSET = "<none>", "<unset>"
@@ -152,26 +160,39 @@ def _policies(service: Service) -> list[Line]:
     return lines
 
 
-def describe_kernel(
-    frontends: Iterable[FrontendRow],
-    endpoints: Iterable[EndpointRow],
-    slots_of: Mapping[int, list[int]],
-) -> list[tuple[str, list[EndpointRow]]]:
-    """What the kernel holds of one Service: for each frontend a line, and its endpoints.
+def describe_row(row: ServiceRow) -> str:
+    """The fields of kubectl's text that the maps know."""
+    lines = [
+        ("Name:", row.name),
+        ("Namespace:", row.namespace),
+        ("IP:", row.cluster_ips[0] if row.cluster_ips else ""),
+        ("IPs:", ",".join(row.cluster_ips) or _NONE),
+        *(("Port:", f"{port.name or _UNSET}  {port}") for port in row.ports),
+    ]
+    return align(lines)
 
-    `slots_of`: service id → the endpoint ids in its set.
-    """
-    by_id = {row.id: row for row in endpoints}
-    found = []
-    for row in frontends:
-        if row.wildcard:
-            line = f"{row.frontend}  id {row.id}, any other port: {row.when_empty}"
-        else:
-            affinity = f", affinity {row.affinity_seconds} s" if row.affinity_seconds else ""
-            empty = f", no endpoints: {row.when_empty}" if row.when_empty else ""
-            line = f"{row.frontend}  id {row.id}, {row.algorithm}{affinity}{empty}"
-        if not row.consistent:
-            line += ", not in force: its key and its service disagree"
-        members = slots_of.get(row.id, ())
-        found.append((line, [by_id[ident] for ident in members if ident in by_id]))
-    return found
+
+def describe_kernel(
+    reader: Reader, namespace: str, name: str
+) -> list[tuple[str, list[EndpointRow]]]:
+    """What the kernel holds of one Service: for each frontend a line, and its endpoints."""
+    rows = {row.id: row for row in frontends(reader)}
+    by_id = {row.id: row for row in endpoints(reader)}
+    return [
+        (
+            _frontend_line(rows[each.ident]),
+            [by_id[slot.endpoint] for slot in each.slots if slot.endpoint in by_id],
+        )
+        for each in held(reader)
+        if each.name[:2] == (namespace, name)
+    ]
+
+
+def _frontend_line(row: FrontendRow) -> str:
+    if row.wildcard:
+        line = f"{row.frontend}  id {row.id}, any other port: {row.when_empty}"
+    else:
+        affinity = f", affinity {row.affinity_seconds} s" if row.affinity_seconds else ""
+        empty = f", no endpoints: {row.when_empty}" if row.when_empty else ""
+        line = f"{row.frontend}  id {row.id}, {row.algorithm}{affinity}{empty}"
+    return line if row.consistent else f"{line}, not in force: its service has another key"

@@ -50,7 +50,9 @@ def map_row(name: str, kind: int, entries: int, used: int | None, memory_bytes: 
     """`entries`: max_entries of the map. A bucket of `sockets` holds several records."""
     if name == "sockets":
         entries *= abi.constants()["SOCKETS_PER_BUCKET"]
-    fill = None if used is None or not entries else round(100 * used / entries, 1)
+    fill = None
+    if used is not None and entries and name != "counters":  # of which there are always as many
+        fill = round(100 * used / entries, 1)
     return MapRow(name, TYPES.get(kind, f"type {kind}"), used, entries, fill, memory_bytes)
 
 

@@ -86,8 +86,10 @@ def explain(reader: Reader, destination: Frontend) -> Explanation:
         why = f"{destination} is {service}, whose set is empty"
     else:
         slots = reader.slots(element.first, element.count)
-        last = element.first + element.count - 1
-        steps.append(f"set: {_plural(element.count, 'endpoint')}, slots {element.first} to {last}")
+        where = f"slot {element.first}"
+        if element.count > 1:
+            where = f"slots {element.first} to {element.first + element.count - 1}"
+        steps.append(f"set: {_plural(element.count, 'endpoint')}, {where}")
         candidates = tuple(_candidate(reader, slot, element.count) for slot in slots)
         steps += [_candidate_step(c, element.first + i) for i, c in enumerate(candidates)]
         result = _chance(destination, len(candidates))

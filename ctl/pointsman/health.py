@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pointsman.dump import MapRow
 from pointsman.inspect import plain
-from pointsman.observe import Observation
+from pointsman.pins import Link
 from pointsman.verify import link_differences
 
 Report = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything that `status` judges. `status` is the agent's file, {} if there is none."""
+
+    pid: int | None
+    status: dict[str, Any]
+    generation: str
+    links: tuple[Link, ...]
+    cgroup_paths: dict[int, str]
+    maps: tuple[MapRow, ...]
+    mapped_bytes: int
+    counters: dict[str, int]
+    now: float
 
 
 def report(seen: Observation) -> Report:

@@ -1,30 +1,15 @@
-"""Looks at this node for the reading commands: pins, links, status file, cgroup. Changes nothing."""
+"""Looks at this node for the reading commands: pins, links, status file, cgroups. Only reads."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pointsman import dump, host, state
+from pointsman.health import Observation
 from pointsman.maps import View
-from pointsman.pins import Generation, Link, Pins
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """Everything that `status` judges. `status` is the agent's file, {} if there is none."""
-
-    pid: int | None
-    status: dict[str, Any]
-    generation: str
-    links: tuple[Link, ...]
-    cgroup_paths: dict[int, str]
-    maps: tuple[dump.MapRow, ...]
-    mapped_bytes: int
-    counters: dict[str, int]
-    now: float
+from pointsman.pins import Generation, Pins
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:

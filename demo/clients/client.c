@@ -1,5 +1,4 @@
 /* C: getaddrinfo, connect, getpeername. HOST PORT PATH COUNT */
-#define _POSIX_C_SOURCE 200809L
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -3,8 +3,8 @@
     count_packets.py NETWORK...
 
 For each network a packet socket with a filter "source or destination is in it" counts in the
-kernel; nothing is read, so nothing is missed. Prints "ready", and, when its standard input ends,
-a JSON object {network: packets}.
+kernel; nothing is read, so nothing is missed. Prints "ready", then for every line of its standard
+input a JSON object {network: packets until now}.
 """
 
 import ctypes
@@ -52,5 +52,8 @@ def seen(packets: socket.socket) -> int:
 
 counters = {network: counter(network) for network in sys.argv[1:]}
 print("ready", flush=True)
-sys.stdin.read()
-print(json.dumps({network: seen(packets) for network, packets in counters.items()}))
+totals = dict.fromkeys(counters, 0)
+for _ in sys.stdin:
+    for network, packets in counters.items():
+        totals[network] += seen(packets)
+    print(json.dumps(totals), flush=True)

@@ -7,6 +7,10 @@ import sys
 import click
 
 from pointsman import __version__
+from pointsman.cli.describe import describe
+from pointsman.cli.health import status, verify
+from pointsman.cli.look import explain, get
+from pointsman.cli.maps import map_group
 from pointsman.cli.run import load, unload, up
 from pointsman.errors import PointsmanError
 
@@ -35,7 +39,7 @@ def cli() -> None:
     """
 
 
-for command in (up, load, unload):
+for command in (up, load, unload, status, get, describe, explain, verify, map_group):
     cli.add_command(command)
 
 

@@ -1,0 +1,52 @@
+# `make` alone lists the targets. Set-up is in scripts/setup: it is quick when nothing is missing.
+
+PYTHON := .venv/bin/python
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+.NOTPARALLEL:
+.PHONY: help setup demo test check test-kernel bench fmt clean lint types layers setup-dev root
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: ## install what is missing to run Pointsman (apt packages, .venv), and say what
+	@scripts/setup
+
+demo: root setup ## play the main case in network namespaces (root; FAST=1 for the impatient)
+	@$(PYTHON) -m demo $(if $(FAST),--fast)
+
+test: root check test-kernel ## everything: lint, types, layers, unit, property, golden and kernel tests (root)
+
+check: setup-dev lint types layers ## lint, types, layers and the tests that need no root
+	$(PYTHON) -m pytest -m "not kernel"
+
+test-kernel: root setup-dev ## the tests with real programs in this kernel (root)
+	$(PYTHON) -m pytest -m kernel
+
+bench: root setup-dev ## the figures of speed and memory (root)
+	$(PYTHON) -m tests.bench
+
+fmt: setup-dev ## format the code and mend what the linter can
+	$(PYTHON) -m ruff format
+	$(PYTHON) -m ruff check --fix
+
+clean: ## remove .venv and everything that was built or cached
+	rm -rf .venv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lint: setup-dev
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+
+types: setup-dev
+	$(PYTHON) -m mypy -p pointsman -p demo
+
+layers: setup-dev
+	.venv/bin/lint-imports
+
+setup-dev:
+	@scripts/setup --dev
+
+root:
+	@[ "$$(id -u)" -eq 0 ] || { echo "This loads eBPF programs and makes network namespaces: run it as root (sudo make …)."; exit 1; }

@@ -1,0 +1,212 @@
+"""Commands that judge: status and verify. Their exit codes are for scripts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pointsman import desired, host, state
+from pointsman.cli import maps, options, show
+from pointsman.health import report
+from pointsman.inspect import plain
+from pointsman.observe import observe, read_status
+from pointsman.pins import Pins
+from pointsman.resolve import Context
+from pointsman.verify import Difference, compare, link_differences
+
+_IN_FLIGHT = 0.2  # seconds that a sync may need to end
+
+
+@click.command()
+@show.output("table", "json", "yaml")
+@options.bpffs
+@options.run_dir
+@click.pass_context
+@show.reading
+def status(context: click.Context, form: str, bpffs: Path, run_dir: Path) -> None:
+    """Show programs, links, maps and the agent, and whether all is well.
+
+    The exit code is 0 if every hook is attached and current and the agent runs and is in sync,
+    1 otherwise, 11 if nothing is loaded. Problems in the objects don't make the node unhealthy.
+
+    \b
+    Examples:
+        pointsman status
+        pointsman status -o json | jq -r '.reasons[]'
+    """
+    seen = observe(bpffs, run_dir, time.time())
+    found = report(seen)
+    if form != "table":
+        click.echo(show.structured(found, form))
+    else:
+        for line in _status_lines(found, maps.cells(seen.maps)):
+            show.echo(line, "" if line.startswith(" ") else "bold")
+        if found["healthy"]:
+            show.echo("healthy", "bold green")
+        else:
+            show.echo(f"not healthy: {'; '.join(found['reasons'])}", "bold red")
+    context.exit(0 if found["healthy"] else 1)
+
+
+def _status_lines(found: dict[str, Any], cells: list[tuple[Any, ...]]) -> Iterator[str]:
+    yield "Agent"
+    yield from _pairs(_agent(found["agent"]))
+    yield "Data path"
+    yield from _pairs(_datapath(found["datapath"]))
+    yield "Maps"
+    yield from show.table(maps.HEADERS, cells, indent="  ")
+    yield f"  mapped by the agent: {show.bytes_text(found['datapath']['mappedBytes'])}"
+    yield "Sync"
+    yield from _pairs(_sync(found["sync"]))
+    yield "Source"
+    yield from _pairs(_source(found["source"]))
+    yield "DNS"
+    yield from _pairs(_dns(found["dns"]))
+    yield "Counters"
+    yield from _pairs((name.replace("_", " "), value) for name, value in found["counters"].items())
+    yield from _problems(found["problems"])
+
+
+def _pairs(pairs: Any) -> list[str]:
+    pairs = list(pairs)
+    width = max((len(label) for label, _ in pairs), default=0)
+    return [f"  {label:{width}}   {show.text_of(value)}" for label, value in pairs]
+
+
+def _agent(agent: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    if agent["running"]:
+        yield "running", f"pid {agent['pid']}"
+    else:
+        yield "not running", "the kernel serves its last state"
+    if agent["failed"]:
+        yield "failed", agent["failed"]
+    yield "version", agent["version"]
+    if agent["uptimeSeconds"] is not None:
+        yield "uptime", show.duration_text(agent["uptimeSeconds"])
+    elif agent["stopped"]:
+        yield "stopped", agent["stopped"]
+
+
+def _datapath(datapath: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    cgroup, links = datapath["cgroup"], datapath["links"]
+    yield "generation", datapath["generation"]
+    if cgroup["id"]:
+        yield "cgroup", cgroup["path"] or f"inode {cgroup['id']}, not found in this mount namespace"
+    elif cgroup["configured"]:
+        yield "cgroup", f"none attached, {cgroup['configured']} configured"
+    else:
+        yield "cgroup", None
+    yield "links", f"{links['attached']} of {links['total']} attached"
+    yield from ((hook["hook"], hook["message"]) for hook in datapath["hooks"] if not hook["ok"])
+
+
+def _sync(sync: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    if sync["time"]:
+        took = f"took {sync['seconds'] * 1000:.1f} ms, Services: {sync['services']}"
+        yield "last", f"{sync['time']}, {show.duration_text(sync['agoSeconds'])} ago, {took}"
+    else:
+        yield "last", None
+    yield "totals", f"syncs: {sync['syncs']}, failed: {sync['failures']}"
+    yield "last error", sync["error"]
+
+
+def _source(source: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "kind", source["kind"]
+    yield "path", source["path"]
+    counts = [f"{kind}: {count}" for kind, count in source["objects"].items()]
+    yield "objects", ", ".join(counts)
+    yield "balanced Services", source["balanced"]
+
+
+def _dns(dns: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    if not dns["enabled"]:
+        yield "off", "or not known"
+        return
+    yield "listens on", dns["listen"]
+    yield "ClusterIP", dns["clusterIPs"]
+    yield "upstreams", dns["upstreams"]
+    yield "queries", ", ".join(f"{count} {kind}" for kind, count in dns["queries"].items())
+    yield "forwarded", dns["forwarded"]
+
+
+def _problems(problems: list[dict[str, str]]) -> Iterator[str]:
+    errors = sum(problem["severity"] == "error" for problem in problems)
+    counts = f"errors: {errors}, warnings: {len(problems) - errors}"
+    yield f"Problems ({counts})" if problems else "Problems"
+    if not problems:
+        yield f"  {show.NONE}"
+    for problem in problems:
+        place = ": ".join(
+            part for part in (problem["where"], problem["object"], problem["field"]) if part
+        )
+        yield f"  {problem['severity']}: {place}: {problem['message']}; {problem['mend']}"
+
+
+@click.command()
+@click.option(
+    "--manifests",
+    type=click.Path(path_type=Path),
+    help="Directory of manifests.  [default: the agent's, from its status file]",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Where ClusterIPs are remembered.  [default: the agent's]",
+)
+@show.output("table", "json", "yaml")
+@options.bpffs
+@options.run_dir
+@click.pass_context
+@show.reading
+def verify(
+    context: click.Context,
+    manifests: Path | None,
+    state_dir: Path | None,
+    form: str,
+    bpffs: Path,
+    run_dir: Path,
+) -> None:
+    """Compare what the manifests say with what the maps hold, and name every difference.
+
+    The exit code is 0 if there is none, 1 otherwise. While an agent runs, only differences that
+    last count. It holds the last good version of objects whose file is bad now; this command
+    knows what the files say now.
+
+    \b
+    Examples:
+        pointsman verify
+        pointsman verify --manifests ./manifests -o json
+    """
+    given = desired.inputs(read_status(run_dir), manifests, state_dir)
+    found, problems = _differences(given, bpffs)
+    if found and state.running(run_dir) is not None:
+        time.sleep(_IN_FLIGHT)
+        again, problems = _differences(given, bpffs)
+        found = [difference for difference in again if difference in found]
+    if form != "table":
+        value = {"equal": not found, "differences": plain(found), "problems": problems}
+        click.echo(show.structured(value, form))
+    else:
+        if found:
+            rows = [(each.kind, each.object, each.message) for each in found]
+            for line in show.table(("KIND", "OBJECT", "DIFFERENCE"), rows):
+                click.echo(line)
+        for problem in problems:
+            show.note(f"note: {problem}")
+        if found:
+            show.echo(f"{len(found)} differences", "bold red")
+        else:
+            show.echo("no differences: the maps hold what the manifests say", "bold green")
+    context.exit(1 if found else 0)
+
+
+def _differences(given: desired.Inputs, bpffs: Path) -> tuple[list[Difference], list[str]]:
+    tracker, problems = desired.read(given)
+    wanted = desired.entries(tracker, Context(host.local_addresses()))
+    with show.opened(bpffs) as view:
+        found = compare(wanted, view)
+    return found + link_differences(Pins(bpffs).links()), [str(problem) for problem in problems]

@@ -1,0 +1,157 @@
+"""Commands that read the kernel's maps: get and explain. Neither needs an agent."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pointsman import explain as explaining
+from pointsman.cli import names, options, show
+from pointsman.cli.resources import Resource, changes
+from pointsman.errors import NotFound
+from pointsman.inspect import plain
+from pointsman.pins import Pins
+from pointsman.values import Frontend
+
+
+@click.command()
+@names.resource("services", "endpoints", "frontends")
+@click.argument("name", required=False)
+@names.namespace
+@click.option("-A", "--all-namespaces", is_flag=True, help="All namespaces, as without -n.")
+@show.output("table", "wide", "json", "yaml")
+@click.option("-w", "--watch", is_flag=True, help="Go on, and print rows again that change.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks of --watch.",
+)
+@options.bpffs
+@show.reading
+def get(
+    resource: Resource,
+    name: str | None,
+    namespace: str | None,
+    all_namespaces: bool,
+    form: str,
+    watch: bool,
+    interval: float,
+    bpffs: Path,
+) -> None:
+    """Show services, endpoints or frontends as the kernel's maps hold them.
+
+    NAME is a Service's. OPEN counts the connections that are open now. With --watch, JSON is one
+    line for each change: {"type": "ADDED|MODIFIED|DELETED", "object": {...}}.
+
+    \b
+    Examples:
+        pointsman get services
+        pointsman get svc -n kube-system -o wide
+        pointsman get endpoints web-server-service -n kube-system --watch
+        pointsman get frontends -o json | jq '.items[].frontend'
+    """
+    if all_namespaces and namespace:
+        raise click.UsageError("-A and -n exclude each other")
+    if name is not None:
+        namespace, name = names.split(name, namespace)
+    rows = _rows(bpffs, resource, namespace, name)
+    if name is not None and not rows and not watch:
+        where = f" in namespace {namespace}" if namespace else ""
+        raise NotFound(f"no Service {name}{where} in the maps; see 'pointsman get services'")
+    if watch:
+        _watch(bpffs, resource, namespace, name, form, interval, rows)
+    elif form in ("json", "yaml"):
+        click.echo(show.structured({"kind": resource.kind, "items": plain(rows)}, form))
+    elif rows:
+        columns = resource.shown(form)
+        cells = [[value(row) for _, value in columns] for row in rows]
+        for line in show.table([header for header, _ in columns], cells):
+            click.echo(line)
+    else:
+        show.note(f"No resources found{f' in {namespace} namespace' if namespace else ''}.")
+
+
+def _rows(bpffs: Path, resource: Resource, namespace: str | None, name: str | None) -> list[Any]:
+    with show.opened(bpffs) as view:
+        return resource.select(view, namespace, name)
+
+
+def _watch(
+    bpffs: Path,
+    resource: Resource,
+    namespace: str | None,
+    name: str | None,
+    form: str,
+    interval: float,
+    rows: list[Any],
+) -> None:
+    """Prints what changes until interrupted. Columns only grow, so that old lines still fit."""
+    before: list[Any] = []
+    columns = resource.shown(form)
+    sizes = show.widths([[header for header, _ in columns]])
+    headed = False
+    while True:
+        found = changes(resource, before, rows)
+        if form in ("json", "yaml"):
+            for change in found:
+                value = {"type": change.type, "object": plain(change.row)}
+                text = json.dumps(value) if form == "json" else show.structured(value, form)
+                click.echo(text if form == "json" else f"---\n{text}")
+        else:
+            lines = [[show.text_of(value(change.row)) for _, value in columns] for change in found]
+            for line, change in zip(lines, found, strict=True):
+                if change.type == "DELETED":
+                    line[-1] = "<deleted>"
+            if not headed and lines:
+                lines.insert(0, [header for header, _ in columns])
+                headed = True
+            sizes = show.widths(lines, sizes)
+            for text in show.aligned(lines, sizes):
+                click.echo(text)
+        before = rows
+        time.sleep(interval)
+        rows = _rows(bpffs, resource, namespace, name)
+
+
+def _destination(_context: click.Context, _param: click.Parameter, value: str) -> Frontend:
+    try:
+        return explaining.parse_destination(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@click.argument("destination", callback=_destination, metavar="ADDRESS:PORT[/udp]")
+@show.output("table", "json", "yaml")
+@options.bpffs
+@show.reading
+def explain(destination: Frontend, form: str, bpffs: Path) -> None:
+    """Say which endpoints a connection to an address could get, and why.
+
+    Walks the maps as the programs do on connect() and on an unconnected socket's sendmsg(). The
+    exit code is 0 whatever they answer.
+
+    \b
+    Examples:
+        pointsman explain 10.96.0.10:80
+        pointsman explain 10.96.0.10:53/udp
+        pointsman explain '[fd00::a]:443' -o json
+    """
+    with show.opened(bpffs) as view:
+        found = explaining.explain(view, destination)
+    if any(link.program is None or not link.cgroup for link in Pins(bpffs).links()):
+        show.note("note: not every hook is attached, see 'pointsman status'")
+    if form != "table":
+        click.echo(show.structured(plain(found), form))
+        return
+    show.echo(f"{found.destination}: {found.result}", "bold")
+    click.echo(f"  because {found.why}")
+    click.echo()
+    for number, step in enumerate(found.steps, 1):
+        click.echo(f"{number:3}. {step}")

@@ -1,0 +1,288 @@
+"""Rules whose window is nanoseconds wide, with a delay in the program that holds it open.
+
+Each race is run with the rule (never a wrong result) and without (a wrong result soon).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pointsman import abi
+from pointsman.maps import apply
+from pointsman.objects import Ref
+from pointsman.plan import Plan
+from pointsman.values import TCP, UDP, Entry, Frontend, PortName, to_address
+from tests.support.kernel import Lab, entry, tcp_server, udp_server
+
+pytestmark = pytest.mark.kernel
+
+VIP = ("10.96.0.1", 80)
+WEB, OTHER = PortName("default", "web", "p"), PortName("default", "other", "p")
+
+
+def hold(rounds: int) -> str:
+    """C that takes 150 ns a round. The verifier walks through every round in every state that
+    reaches it, and gives up after a million instructions: fewer rounds where many states do."""
+    return (
+        "{ __u64 d_ = 1; __u32 v_ = 1; for (int i_ = 0; i_ < %d; i_++)"
+        " overflow_netns.update(&d_, &v_); }"
+    ) % rounds
+
+
+LONG, SHORT = hold(20000), hold(4500)
+TRIES_WITH, TRIES_WITHOUT = 40, 400
+
+Labs = Callable[..., Lab]
+Sources = Callable[..., Path]
+
+
+@contextmanager
+def meanwhile(work: Callable[[], object]) -> Iterator[None]:
+    """`work` on another thread; the body runs while the program is held up, most likely."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.0003)
+    yield
+    thread.join()
+
+
+def dial(address: tuple[str, int] = VIP) -> None:
+    with socket.socket() as client:
+        client.settimeout(2)
+        client.connect_ex(address)
+
+
+def accepted(server: socket.socket) -> int:
+    """How many connections had come in; ends them."""
+    server.setblocking(False)
+    found = 0
+    try:
+        while True:
+            server.accept()[0].close()
+            found += 1
+    except BlockingIOError:
+        return found
+
+
+def plan(lab: Lab, name: str, *entries: Entry) -> Plan:
+    return lab.planner.update({Ref("Service", "default", name): entries})
+
+
+def web(*backends: tuple[str, int]) -> Entry:
+    return entry(*VIP, TCP, backends, WEB)
+
+
+def other(*backends: tuple[str, int]) -> Entry:
+    return entry("10.96.0.9", 80, TCP, backends, OTHER)
+
+
+def soon(attempt: Callable[[], bool]) -> bool:
+    """Whether the wrong result came within TRIES_WITHOUT attempts."""
+    return any(attempt() for _ in range(TRIES_WITHOUT))
+
+
+def never(attempt: Callable[[], bool]) -> bool:
+    return not any(attempt() for _ in range(TRIES_WITH))
+
+
+def test_slots_are_used_again_only_after_a_grace_period(
+    fresh_lab: Labs, changed_source: Sources
+) -> None:
+    """Between reading the set and reading the slot, another Service's slot may come to stand
+    there: the connection would reach a stranger."""
+    load_slot = "\t*slot = slots.lookup(&index);"
+    lab = fresh_lab(
+        source=changed_source(("lookup.h", load_slot, f"\t{LONG}\n{load_slot}"))
+    )
+    with tcp_server() as (right, port), tcp_server() as (wrong, wrong_port):
+
+        def stray(wait: bool) -> bool:
+            lab.clear()
+            lab.set("web", web(("127.0.0.1", port)))
+            leave = plan(lab, "web", web(("127.0.0.1", port), ("127.0.0.2", port)))
+            with meanwhile(dial):
+                apply(leave, lab.maps)
+                if wait:
+                    lab.maps.wait_for_readers()
+                lab.planner.reclaim(leave.garbage)
+                reuse = plan(lab, "other", other(("127.0.0.1", wrong_port)))
+                assert reuse.slots[0][0] == leave.garbage.extents[0][0], "another slot was taken"
+                apply(reuse, lab.maps)
+            accepted(right)
+            return accepted(wrong) > 0
+
+        assert never(lambda: stray(wait=True))
+        assert soon(lambda: stray(wait=False))
+
+
+def test_a_set_is_switched_by_one_store(lab: Lab) -> None:
+    """Written in two halves, a reader in between meets the slots of others."""
+    with tcp_server() as (right, port), tcp_server() as (wrong, wrong_port):
+        many = [(f"127.0.0.{n}", port) for n in range(1, 9)]
+        lab.set("web", web(*many))
+        moved = plan(lab, "web", web(many[0]))
+        strangers = plan(lab, "other", other(*[(f"127.0.0.{n}", wrong_port) for n in range(1, 9)]))
+        apply(strangers, lab.maps)
+        (service, value), moved.sets = moved.sets[0], []
+        apply(moved, lab.maps)
+        # The slots are written. Now the lower half of the set alone, as two stores would do.
+        before = lab.maps.service(service)
+        lab.maps.switch(service, before.count << 32 | value & 0xFFFFFFFF)
+        for _ in range(64):
+            dial()
+        assert accepted(wrong) > 0, "half a switch is the mixture that one store never shows"
+        accepted(right)
+        lab.maps.switch(service, value)
+        for _ in range(64):
+            dial()
+        assert accepted(wrong) == 0
+
+
+@pytest.mark.parametrize("rule", [True, False], ids=["with-key-copy", "without-key-copy"])
+def test_a_service_is_recognised_by_its_own_key(
+    fresh_lab: Labs, changed_source: Sources, rule: bool
+) -> None:
+    """A deleted element of the hash is used again at once: its reader sees another key's value."""
+    changes = [("lookup.h", "\t*id = frontend->service;", f"\t{LONG}\n\t*id = frontend->service;")]
+    if not rule:
+        changes.append(
+            ("lookup.h", "if (!service || !same_frontend(&service->key, key))", "if (!service)")
+        )
+    lab = fresh_lab(source=changed_source(*changes))
+    with tcp_server() as (_, port), tcp_server() as (wrong, wrong_port):
+
+        def stray() -> bool:
+            lab.clear()
+            lab.set("web", web(("127.0.0.1", port)))
+            gone = plan(lab, "web")
+            come = [
+                entry(f"10.96.1.{n}", 80, TCP, [("127.0.0.1", wrong_port)], OTHER)
+                for n in range(1, 200)
+            ]
+            arrive = plan(lab, "other", *come)
+            arrive.frontends, late = arrive.frontends[:0], arrive.frontends
+            apply(arrive, lab.maps)
+            with meanwhile(dial):
+                lab.maps.delete_frontends(gone.deleted)
+                lab.maps.add_frontends(late)
+            gone.deleted = []
+            apply(gone, lab.maps)
+            lab.maps.wait_for_readers()
+            lab.planner.reclaim(gone.garbage)
+            return accepted(wrong) > 0
+
+        assert never(stray) if rule else soon(stray)
+
+
+def test_an_endpoint_id_is_used_again_only_after_a_grace_period(
+    fresh_lab: Labs, changed_source: Sources
+) -> None:
+    """Between comparing the generation and adding, the id may come to mean another endpoint: the
+    connection would be counted there, for ever."""
+    add = "\t\t__sync_fetch_and_add(&load_of->open, 1);\n\t\trecord->counted = 1;"
+    lab = fresh_lab(source=changed_source(("record.h", add, f"\t\t{SHORT}\n{add}")))
+    with tcp_server() as (server, port):
+
+        def miscounted(wait: bool) -> bool:
+            lab.clear()
+            lab.set("web", web(("127.0.0.1", port)))
+            ident = lab.endpoint_id("127.0.0.1", port)
+            generation = lab.maps.load(ident)[0]
+            with meanwhile(dial):
+                lab.maps.set_generations([(ident, generation | 1 << 31)])
+                if wait:
+                    lab.maps.wait_for_readers()
+                lab.maps.set_generations([(ident, generation + 1)])
+            accepted(server)
+            wrong = lab.maps.load(ident)[1] != 0
+            lab.maps.set_generations([(ident, generation | 1 << 31)])
+            lab.maps.wait_for_readers()
+            lab.maps.set_generations([(ident, generation)])
+            return wrong
+
+        assert never(lambda: miscounted(wait=True))
+        assert soon(lambda: miscounted(wait=False))
+
+
+@pytest.mark.parametrize("rule", [True, False], ids=["busy-while-written", "published-while-written"])
+def test_a_record_is_marked_busy_while_it_is_written(
+    fresh_lab: Labs, changed_source: Sources, rule: bool
+) -> None:
+    """Whoever scans the records passes over busy ones; else it sees half of two connections."""
+    middle = "\tcopy_address(record->peer, slot->addr);\n\trecord->vip_port"
+    changes = [("record.h", middle, f"\t{SHORT}\n{middle}")]
+    if not rule:
+        busy = "*(volatile __u64 *)place.cookie = cookie | COOKIE_BUSY;"
+        changes.append(("sock.c", busy, ""))
+    lab = fresh_lab(source=changed_source(*changes))
+    bucket = abi.layouts()["bucket"]
+    with udp_server("127.0.0.1") as (_, one), udp_server("127.0.0.2") as (_, two):
+        a = entry("10.96.0.1", 53, UDP, [("127.0.0.1", one)], WEB)
+        b = entry("10.96.0.2", 53, UDP, [("127.0.0.2", two)], OTHER)
+        lab.set("web", a)
+        lab.set("other", b)
+        whole = {
+            (e.frontend.address, e.endpoints[0][0]) for e in (a, b)
+        }
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect(("10.96.0.1", 53))
+            index = next(
+                key
+                for key, value in lab.maps.map("sockets").items()
+                if any(bucket.decode(value)["cookie"])
+            )
+            turn = [0]
+
+            def torn() -> bool:
+                turn[0] += 1
+                vip = f"10.96.0.{turn[0] % 2 + 1}"
+                with meanwhile(lambda: client.connect((vip, 53))):
+                    seen = bucket.decode(lab.maps.map("sockets").lookup(index) or b"")
+                return any(
+                    (record["vip"], record["peer"]) not in whole
+                    for cookie, record in zip(seen["cookie"], seen["record"], strict=True)
+                    if cookie and not cookie >> 63
+                )
+
+            assert never(torn) if rule else soon(torn)
+
+
+@pytest.mark.parametrize("rule", [True, False], ids=["compare-and-swap", "plain-store"])
+def test_a_record_is_freed_by_one_of_those_that_race_for_it(
+    fresh_lab: Labs, changed_source: Sources, rule: bool
+) -> None:
+    """A reset from the network meets close(): counted closed twice, the count would be wrong."""
+    swap = (
+        "if (__sync_val_compare_and_swap(place.cookie, cookie, cookie | COOKIE_BUSY) != cookie)"
+    )
+    changes = [("record.h", f"\t{swap}", f"\t{SHORT}\n\t{swap}")]
+    if not rule:
+        changes = [("record.h", f"\t{swap}\n\t\treturn;", f"\t{SHORT}")]
+    lab = fresh_lab(source=changed_source(*changes))
+    with tcp_server() as (server, port):
+        lab.set("web", web(("127.0.0.1", port)))
+        ident = lab.endpoint_id("127.0.0.1", port)
+        key = struct.pack("=I", ident)
+
+        def miscounted() -> bool:
+            client = socket.create_connection(VIP)
+            peer, _ = server.accept()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with meanwhile(client.close):
+                peer.close()
+            raw = lab.maps.map("load").lookup(key) or b""
+            return struct.unpack("=Ii", raw)[1] != 0
+
+        assert never(miscounted) if rule else soon(miscounted)
+
+
+def test_the_frontend_of_these_tests_is_the_one_that_is_dialled() -> None:
+    assert web().frontend == Frontend(to_address(VIP[0]), VIP[1], TCP)
