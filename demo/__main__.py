@@ -40,7 +40,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("The demo makes network namespaces and loads eBPF programs: run it as root.")
         return 3
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminated)
     began = time.monotonic()
     tell = Teller()
     tell.opening("Pointsman", OPENING)

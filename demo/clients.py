@@ -211,6 +211,9 @@ class Workshop:
     missing: tuple[Language, ...]
     left_out: tuple[Language, ...]
 
+    def unfinished(self) -> list[Language]:
+        return [language for language, client in self.pending if not client.done()]
+
     def clients(self) -> Iterator[Client]:
         """Each client as soon as it is its turn; waits for those that are still being built."""
         for _, client in self.pending:

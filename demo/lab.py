@@ -27,6 +27,7 @@ from pyroute2 import IPRoute
 _REGISTRY = Path("/run/pointsman-lab")
 _NETNS = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BPFFS = Path("/sys/fs/bpf")
 
 # The child moves itself, then becomes the program: no moment in which it runs elsewhere.
@@ -342,7 +343,7 @@ def _registry() -> Iterator[None]:
 def _undisturbed() -> Iterator[None]:
     """A second Ctrl-C must not stop the cleaning up half-way."""
     try:
-        before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, signal.SIG_IGN) for n in _ENDINGS}
     except ValueError:  # not the main thread: it gets no signals
         before = {}
     try:

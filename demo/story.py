@@ -148,6 +148,9 @@ class Story:
             "library, no proxy, no\nenvironment variable. “Peer” is what getpeername() tells them: "
             "the address they asked for."
         )
+        if waiting := self._workshop.unfinished():
+            names = ", ".join(language.name for language in waiting)
+            tell.say(f"  (still compiling, which only the first run has to: {names})")
         shown: list[list[str]] = []
         right: dict[str, bool] = {}
         for client in self._workshop.clients():

@@ -7,6 +7,7 @@ the raw 16-bit value that C sees (use `socket.htons`), addresses as 16 bytes.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,12 @@ _MAP_FLAGS = {"0": 0, "BPF_F_NO_PREALLOC": 1, "BPF_F_MMAPABLE": 1 << 10}
 
 
 def source_directory() -> Path:
-    """The C sources: inside the installed package, or beside `ctl/` in a checkout."""
+    """The C sources: inside the installed package, or beside `ctl/` in a checkout.
+
+    POINTSMAN_SOURCE names others, for trying a changed data path.
+    """
+    if chosen := os.environ.get("POINTSMAN_SOURCE"):
+        return Path(chosen)
     here = Path(__file__).resolve().parent
     installed = here / "bpf"
     return installed if installed.is_dir() else here.parent.parent / "bpf"

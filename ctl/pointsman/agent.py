@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ from pointsman.pins import Loaded, Pins, Sizes
 from pointsman.plan import Garbage, Plan, Planner
 from pointsman.resolve import Context, is_balanced, local_vips, resolve
 from pointsman.tracker import Tracker
-from pointsman.values import Address, Entry
+from pointsman.values import Address, Entry, endpoint_text, to_address
 from pointsman.zone import Zone
 
 log = logging.getLogger("pointsman.agent")
@@ -397,6 +398,7 @@ class Agent:
         dns = self._dns
         status = {
             "version": __version__,
+            "pid": os.getpid(),
             "started": self._started,
             "stopped": time.time() if stopped else None,
             "failed": self.failed,
@@ -419,8 +421,8 @@ class Agent:
             "problems": [dataclasses.asdict(problem) for problem in self.problems()],
             "dns": dns
             and {
-                "listen": [f"{address}:{port}" for address, port in dns.addresses],
-                "upstreams": [f"{address}:{port}" for address, port in dns.upstreams],
+                "listen": _texts(dns.addresses),
+                "upstreams": _texts(dns.upstreams),
                 "cluster_ips": self._dns_addresses(),
                 "queries": dict(dns.counters.queries),
                 "forwarded": dns.counters.forwarded,
@@ -436,3 +438,7 @@ class Agent:
         if service is None or not is_balanced(service):
             return []
         return list(service.spec.cluster_ips)
+
+
+def _texts(addresses: Sequence[tuple[str, int]]) -> list[str]:
+    return [endpoint_text(to_address(address), port) for address, port in addresses]

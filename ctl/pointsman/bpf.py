@@ -282,15 +282,29 @@ class Map:
             at += (count.value + 1) * size  # the one after the last deleted was not there
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every key with its value (not for per-CPU maps), in batches of one syscall each."""
+        """Every key with its value (not for per-CPU maps)."""
         key_size, value_size = self.info.key_size, self.info.value_size
+        for count, keys, values in self._batches():
+            for i in range(count):
+                yield (
+                    keys[i * key_size : (i + 1) * key_size],
+                    values[i * value_size : (i + 1) * value_size],
+                )
+
+    def values(self) -> bytes:
+        """All elements of an array map, one after the other."""
+        size = self.info.value_size
+        return b"".join(values[: count * size] for count, _, values in self._batches())
+
+    def _batches(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """(count, keys, values) of one syscall each."""
         room = min(_BATCH, max(self.info.max_entries, 64))
-        keys = ctypes.create_string_buffer(key_size * room)
-        values = ctypes.create_string_buffer(value_size * room)
         # The cursor is a bucket number or a key, whatever the map type makes of it.
-        cursor = ctypes.create_string_buffer(max(key_size, 8))
+        cursor = ctypes.create_string_buffer(max(self.info.key_size, 8))
         first = True
         while True:
+            keys = ctypes.create_string_buffer(self.info.key_size * room)
+            values = ctypes.create_string_buffer(self.info.value_size * room)
             count = ctypes.c_uint32(room)
             options = _BatchOpts(ctypes.sizeof(_BatchOpts), 0, 0)
             result = _libbpf.bpf_map_lookup_batch(
@@ -302,27 +316,16 @@ class Map:
                 ctypes.byref(count),
                 ctypes.byref(options),
             )
-            done = result < 0 and ctypes.get_errno() == errno.ENOENT
-            if result < 0 and ctypes.get_errno() == errno.ENOSPC:
+            number = ctypes.get_errno() if result < 0 else 0
+            if number == errno.ENOSPC:
                 room *= 4  # one bucket holds more than fits
-                keys = ctypes.create_string_buffer(key_size * room)
-                values = ctypes.create_string_buffer(value_size * room)
                 continue
-            if result < 0 and not done:
+            if number not in (0, errno.ENOENT):
                 _check(result, f"read {self.info.name}")
-            raw_keys, raw_values = keys.raw, values.raw
-            for i in range(count.value):
-                yield (
-                    raw_keys[i * key_size : (i + 1) * key_size],
-                    raw_values[i * value_size : (i + 1) * value_size],
-                )
-            if done:
+            yield count.value, keys.raw, values.raw
+            if number == errno.ENOENT:
                 return
             first = False
-
-    def values(self) -> bytes:
-        """All elements of an array map, one after the other."""
-        return b"".join(value for _, value in self.items())
 
     def __len__(self) -> int:
         return sum(1 for _ in self.items())

@@ -10,6 +10,7 @@ from pointsman.objects import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    Object,
     ObjectMeta,
     Ref,
     Service,
@@ -55,7 +56,7 @@ class DnsService:
 
     def add(self, event: Listed | Changed) -> Listed | Changed:
         """The event with the Service in it, or, once the source has its own, without."""
-        mine = (self._service, *self._slices)
+        mine: tuple[Object, ...] = (self._service, *self._slices)
         if isinstance(event, Listed):
             if any(obj.ref == REF for obj in event.objects):
                 return event

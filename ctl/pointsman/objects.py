@@ -28,7 +28,7 @@ class _Base(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defa
     """camelCase outside, snake_case inside; unknown fields are passed over."""
 
 
-class ObjectMeta(_Base):
+class ObjectMeta(_Base, frozen=True):
     name: str = ""
     namespace: str = "default"
     uid: str = ""
@@ -39,7 +39,7 @@ class ObjectMeta(_Base):
     deletion_timestamp: datetime | None = None
 
 
-class ServicePort(_Base, kw_only=True):
+class ServicePort(_Base, frozen=True, kw_only=True):
     name: str = ""
     protocol: str = "TCP"
     port: int
@@ -48,15 +48,15 @@ class ServicePort(_Base, kw_only=True):
     app_protocol: str = ""
 
 
-class ClientIPConfig(_Base):
+class ClientIPConfig(_Base, frozen=True):
     timeout_seconds: int = 10800
 
 
-class SessionAffinityConfig(_Base):
+class SessionAffinityConfig(_Base, frozen=True):
     client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
 
 
-class ServiceSpec(_Base):
+class ServiceSpec(_Base, frozen=True):
     type: str = "ClusterIP"
     selector: dict[str, str] | None = None
     ports: tuple[ServicePort, ...] = ()
@@ -74,7 +74,7 @@ class ServiceSpec(_Base):
     traffic_distribution: str = ""
 
 
-class Service(_Base):
+class Service(_Base, frozen=True):
     metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
 
@@ -87,7 +87,7 @@ class Service(_Base):
         return self.spec.cluster_ip == "None"
 
 
-class EndpointConditions(_Base):
+class EndpointConditions(_Base, frozen=True):
     """A condition that is absent (None) has a meaning of its own: see KEP-1672."""
 
     ready: bool | None = None
@@ -95,13 +95,13 @@ class EndpointConditions(_Base):
     terminating: bool | None = None
 
 
-class ObjectReference(_Base):
+class ObjectReference(_Base, frozen=True):
     kind: str = ""
     namespace: str = ""
     name: str = ""
 
 
-class Endpoint(_Base):
+class Endpoint(_Base, frozen=True):
     addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
     hostname: str = ""
@@ -110,13 +110,13 @@ class Endpoint(_Base):
     target_ref: ObjectReference | None = None
 
 
-class EndpointPort(_Base):
+class EndpointPort(_Base, frozen=True):
     name: str | None = None
     protocol: str = "TCP"
     port: int | None = None
 
 
-class EndpointSlice(_Base):
+class EndpointSlice(_Base, frozen=True):
     metadata: ObjectMeta
     address_type: str
     endpoints: tuple[Endpoint, ...] | None = ()
@@ -132,19 +132,19 @@ class EndpointSlice(_Base):
         return self.metadata.labels.get("kubernetes.io/service-name", "")
 
 
-class ContainerPort(_Base, kw_only=True):
+class ContainerPort(_Base, frozen=True, kw_only=True):
     name: str = ""
     container_port: int
     protocol: str = "TCP"
 
 
-class Container(_Base):
+class Container(_Base, frozen=True):
     name: str = ""
     ports: tuple[ContainerPort, ...] = ()
     restart_policy: str = ""
 
 
-class PodSpec(_Base):
+class PodSpec(_Base, frozen=True):
     containers: tuple[Container, ...] = ()
     init_containers: tuple[Container, ...] = ()
     node_name: str = ""
@@ -152,23 +152,23 @@ class PodSpec(_Base):
     subdomain: str = ""
 
 
-class PodCondition(_Base):
+class PodCondition(_Base, frozen=True):
     type: str
     status: str
 
 
-class PodIP(_Base):
+class PodIP(_Base, frozen=True):
     ip: str
 
 
-class PodStatus(_Base):
+class PodStatus(_Base, frozen=True):
     phase: str = ""
     pod_ip: str = msgspec.field(default="", name="podIP")
     pod_ips: tuple[PodIP, ...] = msgspec.field(default=(), name="podIPs")
     conditions: tuple[PodCondition, ...] = ()
 
 
-class Pod(_Base):
+class Pod(_Base, frozen=True):
     metadata: ObjectMeta
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()

@@ -9,24 +9,26 @@ metadata that Pointsman never reads is left to kubectl.
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pointsman.events import Problem
+from pointsman.names import (
+    MEND_LABEL,
+    MEND_PORT_NAME,
+    MEND_SUBDOMAIN,
+    is_label,
+    is_port_name,
+    is_subdomain,
+    remote_address_fault,
+    show,
+)
 from pointsman.objects import EndpointSlice, Object, Pod, Service
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("IPv4", "IPv6")
 TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
 
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
-# RFC 6335, section 5.1: what Kubernetes calls IANA_SVC_NAME.
-_SERVICE_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*", re.ASCII)
-
-_MEND_LABEL = "write 1 to 63 lower-case letters, digits or '-', with a letter or digit at both ends"
-_MEND_SUBDOMAIN = f"write at most 253 characters of labels joined by '.'; in each, {_MEND_LABEL}"
-_MEND_PORT_NAME = "write 1 to 15 lower-case letters, digits or single '-', with at least one letter"
 _MEND_PORT = "write a number from 1 to 65535"
 
 
@@ -57,57 +59,6 @@ def validate(obj: Object) -> list[Problem]:
     return [Problem(f.message, f.mend, "", name, f.field, f.severity) for f in findings]
 
 
-def is_label(text: str) -> bool:
-    """True for a DNS label of RFC 1123: at most 63 of a-z, 0-9 and '-'."""
-    return _LABEL.fullmatch(text) is not None
-
-
-def is_subdomain(text: str) -> bool:
-    """True for labels of RFC 1123 joined by dots, 253 characters at most."""
-    return len(text) <= 253 and all(map(is_label, text.split(".")))
-
-
-def address_fault(text: str, family: str = "") -> tuple[str, str] | None:
-    """What makes `text` no plain IP address of `family` ("IPv4", "IPv6", "" for either).
-
-    Gives (what is wrong, what to write instead), or None if nothing is.
-    """
-    shown = show(text)
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        if re.fullmatch(r"\d+(\.\d+){3}", text, re.ASCII) and re.search(r"\b0\d", text):
-            # Some programs read 010 as ten, others as octal eight: CVE-2021-29923.
-            return f"{shown} has a number with a leading zero", "write it without leading zeros"
-        return f"{shown} is not an IP address", "write one such as 10.0.0.7 or fd00::7"
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:
-            return f"{shown} has a zone", "write an address that is the same on every node"
-        if address.ipv4_mapped is not None:
-            return f"{shown} is an IPv4-mapped address", f"write {address.ipv4_mapped}"
-    if family and family != f"IPv{address.version}":
-        return f"{shown} is not an {family} address", f"write an {family} address"
-    return None
-
-
-def _special_fault(text: str, family: str = "") -> tuple[str, str] | None:
-    """As `address_fault`, and also refuses addresses that can be no other host's."""
-    if fault := address_fault(text, family):
-        return fault
-    address = ipaddress.ip_address(text)
-    for name in ("unspecified", "loopback", "link_local", "multicast"):
-        if getattr(address, f"is_{name}"):
-            kind = name.replace("_", "-")
-            return f"{text} is a {kind} address", "write an address that other hosts can reach"
-    return None
-
-
-def show(value: object) -> str:
-    """A value as it stands in a message: quoted if it is text, and never longer than a line."""
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    return text if len(text) <= 80 else f"{text[:76]}…"
-
-
 def _one_of(field: str, value: str, known: Sequence[str]) -> _Findings:
     if value not in known:
         names = f"{', '.join(known[:-1])} or {known[-1]}"
@@ -116,7 +67,7 @@ def _one_of(field: str, value: str, known: Sequence[str]) -> _Findings:
 
 def _label(field: str, value: str) -> _Findings:
     if not is_label(value):
-        yield _Finding(field, f"{show(value)} is not a DNS label", _MEND_LABEL)
+        yield _Finding(field, f"{show(value)} is not a DNS label", MEND_LABEL)
 
 
 def _port(field: str, value: int) -> _Findings:
@@ -139,7 +90,7 @@ def _names(obj: Object) -> _Findings:
         yield from _label("metadata.name", name)
     elif not is_subdomain(name):
         message = f"{show(name)} is not a DNS subdomain"
-        yield _Finding("metadata.name", message, _MEND_SUBDOMAIN)
+        yield _Finding("metadata.name", message, MEND_SUBDOMAIN)
     yield from _label("metadata.namespace", obj.metadata.namespace)
 
 
@@ -153,7 +104,7 @@ def _service(service: Service) -> _Findings:
     else:
         yield from _cluster_ips(service)
     for i, address in enumerate(spec.external_ips):
-        if fault := _special_fault(address):
+        if fault := remote_address_fault(address):
             yield _Finding(f"spec.externalIPs[{i}]", *fault)
     yield from _one_of("spec.sessionAffinity", spec.session_affinity, ("None", "ClientIP"))
     config = spec.session_affinity_config
@@ -198,15 +149,15 @@ def _service_ports(service: Service) -> _Findings:
 def _port_name(field: str, name: str) -> _Findings:
     if name.isdecimal():
         yield _Finding(field, f"{show(name)} is text", "write the number without quotes")
-    elif not _SERVICE_NAME.fullmatch(name):
-        yield _Finding(field, f"{show(name)} is not a port name", _MEND_PORT_NAME)
+    elif not is_port_name(name):
+        yield _Finding(field, f"{show(name)} is not a port name", MEND_PORT_NAME)
 
 
 def _external_name(name: str) -> _Findings:
     if not name:
         yield _Finding("spec.externalName", "there is no externalName", "add the DNS name it is")
     elif not is_subdomain(name.removesuffix(".").lower()):
-        yield _Finding("spec.externalName", f"{show(name)} is not a DNS name", _MEND_SUBDOMAIN)
+        yield _Finding("spec.externalName", f"{show(name)} is not a DNS name", MEND_SUBDOMAIN)
 
 
 def _cluster_ips(service: Service) -> _Findings:
@@ -219,7 +170,7 @@ def _cluster_ips(service: Service) -> _Findings:
         if spec.cluster_ips not in ((), ("None",)):
             yield _Finding("spec.clusterIPs", "clusterIP is None", "leave clusterIPs out")
         return
-    if spec.cluster_ip and (fault := _special_fault(spec.cluster_ip)):
+    if spec.cluster_ip and (fault := remote_address_fault(spec.cluster_ip)):
         yield _Finding("spec.clusterIP", *fault)
     if spec.cluster_ips and spec.cluster_ips[0] != spec.cluster_ip:
         message = f"{show(spec.cluster_ips[0])} differs from clusterIP {show(spec.cluster_ip)}"
@@ -231,7 +182,7 @@ def _cluster_ips(service: Service) -> _Findings:
     versions: dict[object, str] = {}
     for i, address in enumerate(spec.cluster_ips or (spec.cluster_ip,) * bool(spec.cluster_ip)):
         field = f"spec.clusterIPs[{i}]" if spec.cluster_ips else "spec.clusterIP"
-        if fault := _special_fault(address):
+        if fault := remote_address_fault(address):
             if i:  # the first was reported as clusterIP, or differs from it
                 yield _Finding(field, *fault)
             continue
@@ -274,7 +225,7 @@ def _endpoint_slice(slice_: EndpointSlice) -> _Findings:
             yield _Finding(f"endpoints[{i}].addresses", "there is no address", "add one")
         if family in FAMILIES:
             for k, address in enumerate(endpoint.addresses):
-                if fault := _special_fault(address, family):
+                if fault := remote_address_fault(address, family):
                     yield _Finding(f"endpoints[{i}].addresses[{k}]", *fault)
         if endpoint.hostname:
             yield from _label(f"endpoints[{i}].hostname", endpoint.hostname)
@@ -310,7 +261,7 @@ def _pod_status(pod: Pod) -> _Findings:
     addresses = [("status.podIP", status.pod_ip)] if status.pod_ip else []
     pod_ips = [(f"status.podIPs[{i}].ip", ip.ip) for i, ip in enumerate(status.pod_ips)]
     for field, address in addresses + pod_ips:
-        if fault := _special_fault(address):
+        if fault := remote_address_fault(address):
             yield _Finding(field, *fault)
         elif field != "status.podIP":
             family = f"IPv{ipaddress.ip_address(address).version}"

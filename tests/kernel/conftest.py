@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pointsman import abi
-from tests.support.kernel import Lab, lacking, own_network
+from tests.support.agents import AgentProcess
+from tests.support.kernel import Cgroup, Lab, lacking, own_network
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,9 @@ def fresh_lab(kernel: None, request: pytest.FixtureRequest) -> Iterator[Callable
     made: list[Lab] = []
 
     def make(**options: object) -> Lab:
-        lab = Lab(f"pm_test_{os.getpid()}_{len(made)}_{abs(hash(request.node.name)) % 9999}", **options)
+        lab = Lab(
+            f"pm_test_{os.getpid()}_{len(made)}_{abs(hash(request.node.name)) % 9999}", **options
+        )
         made.append(lab)
         lab.attach()
         lab.cgroup.enter()
@@ -70,3 +73,15 @@ def changed_source(tmp_path: Path) -> Callable[..., Path]:
         return directory
 
     return change
+
+
+@pytest.fixture
+def node(kernel: None, tmp_path: Path) -> Iterator[AgentProcess]:
+    """A node without an agent yet; this process is in the cgroup that it will serve."""
+    name = f"pm_node_{os.getpid()}"
+    cgroup = Cgroup(name)
+    cgroup.enter()
+    agent = AgentProcess(tmp_path, cgroup.path, name)
+    yield agent
+    agent.close()
+    cgroup.close()

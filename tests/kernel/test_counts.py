@@ -212,7 +212,10 @@ def test_a_connection_that_outlives_its_endpoint_leaves_the_next_one_with_its_id
         assert lab.open(*found) == 0
         client.close()
         assert lab.maps.load(ident)[1] == 0
-        assert int.from_bytes(lab.maps.map("load").lookup(ident.to_bytes(4, "little"))[4:], "little") == 0
+        assert (
+            int.from_bytes(lab.maps.map("load").lookup(ident.to_bytes(4, "little"))[4:], "little")
+            == 0
+        )
 
 
 def test_a_shared_descriptor_counts_until_the_last_one_closes(lab: Lab) -> None:

@@ -32,9 +32,9 @@ def hold(rounds: int) -> str:
     """C that takes 150 ns a round. The verifier walks through every round in every state that
     reaches it, and gives up after a million instructions: fewer rounds where many states do."""
     return (
-        "{ __u64 d_ = 1; __u32 v_ = 1; for (int i_ = 0; i_ < %d; i_++)"
+        f"{{ __u64 d_ = 1; __u32 v_ = 1; for (int i_ = 0; i_ < {rounds}; i_++)"
         " overflow_netns.update(&d_, &v_); }"
-    ) % rounds
+    )
 
 
 LONG, SHORT = hold(20000), hold(4500)
@@ -99,9 +99,7 @@ def test_slots_are_used_again_only_after_a_grace_period(
     """Between reading the set and reading the slot, another Service's slot may come to stand
     there: the connection would reach a stranger."""
     load_slot = "\t*slot = slots.lookup(&index);"
-    lab = fresh_lab(
-        source=changed_source(("lookup.h", load_slot, f"\t{LONG}\n{load_slot}"))
-    )
+    lab = fresh_lab(source=changed_source(("lookup.h", load_slot, f"\t{LONG}\n{load_slot}")))
     with tcp_server() as (right, port), tcp_server() as (wrong, wrong_port):
 
         def stray(wait: bool) -> bool:
@@ -212,7 +210,9 @@ def test_an_endpoint_id_is_used_again_only_after_a_grace_period(
         assert soon(lambda: miscounted(wait=False))
 
 
-@pytest.mark.parametrize("rule", [True, False], ids=["busy-while-written", "published-while-written"])
+@pytest.mark.parametrize(
+    "rule", [True, False], ids=["busy-while-written", "published-while-written"]
+)
 def test_a_record_is_marked_busy_while_it_is_written(
     fresh_lab: Labs, changed_source: Sources, rule: bool
 ) -> None:
@@ -229,9 +229,7 @@ def test_a_record_is_marked_busy_while_it_is_written(
         b = entry("10.96.0.2", 53, UDP, [("127.0.0.2", two)], OTHER)
         lab.set("web", a)
         lab.set("other", b)
-        whole = {
-            (e.frontend.address, e.endpoints[0][0]) for e in (a, b)
-        }
+        whole = {(e.frontend.address, e.endpoints[0][0]) for e in (a, b)}
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.connect(("10.96.0.1", 53))
             index = next(
@@ -260,9 +258,7 @@ def test_a_record_is_freed_by_one_of_those_that_race_for_it(
     fresh_lab: Labs, changed_source: Sources, rule: bool
 ) -> None:
     """A reset from the network meets close(): counted closed twice, the count would be wrong."""
-    swap = (
-        "if (__sync_val_compare_and_swap(place.cookie, cookie, cookie | COOKIE_BUSY) != cookie)"
-    )
+    swap = "if (__sync_val_compare_and_swap(place.cookie, cookie, cookie | COOKIE_BUSY) != cookie)"
     changes = [("record.h", f"\t{swap}", f"\t{SHORT}\n\t{swap}")]
     if not rule:
         changes = [("record.h", f"\t{swap}\n\t\treturn;", f"\t{SHORT}")]

@@ -57,7 +57,11 @@ RULES = [
         id="release-ends-the-count-of-the-rest",
     ),
     pytest.param(
-        ("record.h", "if (!place.cookie) {\n\t\tfree_overflow(cookie, place.bucket);", "if (!place.cookie) {"),
+        (
+            "record.h",
+            "if (!place.cookie) {\n\t\tfree_overflow(cookie, place.bucket);",
+            "if (!place.cookie) {",
+        ),
         counts.test_a_full_bucket_overflows_and_a_full_overflow_goes_on_unrecorded,
         id="overflow-records-are-freed",
     ),
@@ -82,15 +86,19 @@ RULES = [
         id="mptcp-sockets-are-found-by-their-address",
     ),
     pytest.param(
-        ("datagram.h", "if (!load_of || load_of->generation != choice->generation)", "if (!load_of)"),
+        (
+            "datagram.h",
+            "if (!load_of || load_of->generation != choice->generation)",
+            "if (!load_of)",
+        ),
         sockets.TestUnconnectedUDP().test_an_endpoint_that_left_is_replaced_with_the_next_send,
         id="a-datagram-choice-holds-the-generation",
     ),
     pytest.param(
         (
             "datagram.h",
-            "return service && service->owner == choice->owner && same_frontend(&service->key, to);",
-            "return service != NULL;",
+            " && service->owner == choice->owner && same_frontend(&service->key, to);",
+            ";",
         ),
         sockets.TestUnconnectedUDP().test_a_vip_that_changes_hands_takes_its_sockets_along,
         id="a-datagram-choice-holds-the-owner",
@@ -106,11 +114,10 @@ def test_without_the_rule_its_test_fails(
     changed_source: Callable[..., Path],
 ) -> None:
     lab = fresh_lab(source=changed_source(change))
-    with pytest.raises((AssertionError, OSError)):
-        # What would come in the end, with the rule, is not waited for here.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(counts, "until", lambda condition, what, **_: _now(condition, what))
-            check(lab)
+    # What would come in the end, with the rule, is not waited for here.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises((AssertionError, OSError)):
+        patch.setattr(counts, "until", lambda condition, what, **_: _now(condition, what))
+        check(lab)
 
 
 def _now(condition: Callable[[], object], what: str) -> None:

@@ -171,9 +171,7 @@ class FakeDatapath:
     def snapshot(self) -> Snapshot:
         owned = {i: e for i, e in self.services.items() if e.owner}
         sets = {
-            (e.first, e.count): tuple(
-                self.slots[i][:3] for i in range(e.first, e.first + e.count)
-            )
+            (e.first, e.count): tuple(self.slots[i][:3] for i in range(e.first, e.first + e.count))
             for e in owned.values()
             if e.count
         }

@@ -53,6 +53,8 @@ def own_network() -> None:
     """This process gets a network namespace with nothing but loopback: no way out for a VIP."""
     unshare(CLONE_NEWNET)
     run("ip", "link", "set", "lo", "up")
+    # Every pod address is local here, as all of 127.0.0.0/8 is.
+    run("ip", "route", "add", "local", "10.244.0.0/16", "dev", "lo")
     for number in range(1, 10):
         run("ip", "addr", "add", f"fd00:244::{number}/128", "dev", "lo", "nodad")
 
@@ -188,7 +190,12 @@ def backend(address: str, port: int) -> Backend:
 
 
 def entry(
-    vip: str, port: int, protocol: int, backends: Iterable[tuple[str, int]], owner: PortName, **more: Any
+    vip: str,
+    port: int,
+    protocol: int,
+    backends: Iterable[tuple[str, int]],
+    owner: PortName,
+    **more: Any,
 ) -> Entry:
     members = tuple(sorted(backend(*b) for b in backends))
     return Entry(Frontend(to_address(vip), port, protocol), owner, members, **more)
@@ -208,7 +215,9 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Non
 
 
 @contextlib.contextmanager
-def tcp_server(address: str = "127.0.0.1", protocol: int = 0) -> Iterator[tuple[socket.socket, int]]:
+def tcp_server(
+    address: str = "127.0.0.1", protocol: int = 0
+) -> Iterator[tuple[socket.socket, int]]:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM, protocol) as server:
         server.bind((address, 0))
@@ -234,5 +243,21 @@ def child(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-__all__ = ["SMALL", "TCP", "UDP", "Cgroup", "Lab", "backend", "child", "entry", "lacking",
-           "own_network", "run", "tcp_server", "udp_server", "unshare", "until", "wildcard"]
+__all__ = [
+    "SMALL",
+    "TCP",
+    "UDP",
+    "Cgroup",
+    "Lab",
+    "backend",
+    "child",
+    "entry",
+    "lacking",
+    "own_network",
+    "run",
+    "tcp_server",
+    "udp_server",
+    "unshare",
+    "until",
+    "wildcard",
+]

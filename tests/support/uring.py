@@ -26,7 +26,9 @@ class Ring:
         self._sq = struct.unpack_from("=7I", raw, 40)  # head tail mask entries flags dropped array
         self._cq = struct.unpack_from("=5I", raw, 80)  # head tail mask entries overflow … cqes
         self._cqes = struct.unpack_from("=I", raw, 100)[0]
-        self._rings = mmap.mmap(self._fd, max(self._sq[6] + 4 * entries, self._cqes + 16 * completions))
+        self._rings = mmap.mmap(
+            self._fd, max(self._sq[6] + 4 * entries, self._cqes + 16 * completions)
+        )
         self._entries = mmap.mmap(self._fd, 64 * entries, offset=0x10000000)
 
     def __enter__(self) -> Ring:
@@ -40,7 +42,10 @@ class Ring:
     def connect(self, fd: int, address: str, port: int) -> int:
         """0 or -errno, as the completion says."""
         name = ctypes.create_string_buffer(
-            struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(address) + bytes(8)
+            struct.pack("=H", socket.AF_INET)
+            + struct.pack("!H", port)
+            + socket.inet_aton(address)
+            + bytes(8)
         )
         self._entries[:64] = struct.pack(
             "=BBHiQQIIQ24x", _OP_CONNECT, 0, 0, fd, 16, ctypes.addressof(name), 0, 0, 7

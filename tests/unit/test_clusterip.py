@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pointsman.clusterip import ClusterIPs
 from pointsman.objects import Ref, Service
 

@@ -22,7 +22,10 @@ import dns.rrset
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pointsman.dns import DnsListenError, DnsServer, upstreams_from_resolv_conf
+
+from pointsman.dns import DnsServer
+from pointsman.dnslisten import DnsListenError
+from pointsman.dnsupstream import upstreams_from_resolv_conf
 from pointsman.objects import (
     Endpoint,
     EndpointPort,

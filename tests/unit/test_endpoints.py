@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from pointsman.endpoints import endpoint_slices, selects
 from pointsman.objects import Pod, Service
 

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from pointsman.events import Changed, Event, Listed, Problem, Problems
 from pointsman.manifests import ManifestSource
 from pointsman.objects import Object, Pod, Ref, Service
@@ -29,6 +31,25 @@ spec:
   ports: [{{port: {port}}}]
 {extra}---
 """
+
+
+def manifests(directory: Path, **ports: int) -> None:
+    """A file for each Service, in the directory, which is made if need be."""
+    directory.mkdir(exist_ok=True)
+    for name, port in ports.items():
+        (directory / f"{name}.yaml").write_text(service(name, port))
+
+
+def refuse_to_list(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As for a user without the right; the tests may run as root, who may read everything."""
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if path == str(folder):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
 
 
 def ref(name: str = "web", namespace: str = "default") -> Ref:
@@ -361,14 +382,7 @@ class TestLastGoodVersion:
         (tmp_path / "b.yaml").write_text(service("b"))
         source = ManifestSource(tmp_path)
         look(source)
-        scandir = os.scandir
-
-        def refuse(path: str) -> object:  # the tests may run as root, who may read everything
-            if path == str(folder):
-                raise PermissionError(13, "Permission denied")
-            return scandir(path)
-
-        monkeypatch.setattr(os, "scandir", refuse)
+        refuse_to_list(monkeypatch, folder)
         (tmp_path / "b.yaml").unlink()
         found, (problem,) = look(source)
         assert found == {"a": 80}
@@ -422,6 +436,7 @@ class Watched:
     def __init__(self) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
         self.first: Event | None = None
+        self.listed = 0
         self.state: dict[Ref, Object] = {}
         self.problems: tuple[Problem, ...] = ()
         self.changes: list[Changed] = []
@@ -435,6 +450,12 @@ class Watched:
             except queue.Empty:
                 continue
 
+    def stays(self, so: Callable[[], bool]) -> bool:
+        """True if it is still so after some looks of the source."""
+        deadline = time.monotonic() + 0.6
+        self.until(lambda: time.monotonic() > deadline or not so())
+        return so()
+
     def until_ports(self, **expected: int) -> None:
         self.until(lambda: ports(tuple(self.state.values())) == expected)
 
@@ -442,6 +463,7 @@ class Watched:
         self.first = self.first or event
         match event:
             case Listed():
+                self.listed += 1
                 self.state = {o.ref: o for o in event.objects}
             case Changed():
                 self.changes.append(event)
@@ -461,7 +483,6 @@ def watching(directory: Path, rescan: float = 30.0) -> Iterator[Watched]:
     thread.start()
     try:
         watched.until(lambda: watched.first is not None)
-        assert isinstance(watched.first, Listed)
         yield watched
     finally:
         stop.set()
@@ -522,22 +543,6 @@ class TestWatching:
             watched.until(lambda: watched.problems == ())
             watched.until_ports(a=1)
 
-    def test_a_directory_may_come_later_go_and_come_again(self, tmp_path: Path) -> None:
-        directory = tmp_path / "manifests"
-        with watching(directory) as watched:
-            watched.until(lambda: len(watched.problems) == 1)
-            assert "missing" in watched.problems[0].message
-            for port in (1, 2):
-                directory.mkdir()
-                (directory / "a.yaml").write_text(service("a", port))
-                watched.until_ports(a=port)
-                watched.until(lambda: watched.problems == ())
-                (directory / "a.yaml").write_text(service("a", port + 10))
-                watched.until_ports(a=port + 10)
-                shutil.rmtree(directory)
-                watched.until_ports()
-                watched.until(lambda: len(watched.problems) == 1)
-
     def test_a_directory_that_is_replaced_by_another_is_watched_too(self, tmp_path: Path) -> None:
         directory = tmp_path / "manifests"
         for name in ("one", "two"):
@@ -577,6 +582,181 @@ class TestWatching:
             (tmp_path / "last.yaml").write_text(service("last", 2))
             watched.until_ports(keep=1, last=2)
             assert watched.problems == ()
+
+
+@pytest.fixture
+def other_file_system(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory on another file system than `tmp_path`."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no file system of its own")
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        yield Path(directory)
+
+
+class TestDirectoryThatGoesAway:
+    """Missing says nothing about the objects: an unmounted directory deletes no Service."""
+
+    def test_missing_at_first_is_a_problem_and_no_state_until_it_comes(
+        self, tmp_path: Path
+    ) -> None:
+        directory = tmp_path / "manifests"
+        with watching(directory) as watched:
+            watched.until(lambda: bool(watched.problems))
+            assert [(p.message, p.where) for p in watched.problems] == [
+                ("the directory of manifests is missing", str(directory))
+            ]
+            assert watched.stays(lambda: not watched.listed)
+            directory.mkdir()
+            (directory / "a.yaml").write_text(service("a", 1))
+            watched.until_ports(a=1)
+            watched.until(lambda: watched.problems == ())
+            assert isinstance(watched.first, Problems)
+            assert watched.listed == 1
+
+    def test_an_empty_one_that_comes_later_is_a_state(self, tmp_path: Path) -> None:
+        with watching(tmp_path / "manifests") as watched:
+            (tmp_path / "manifests").mkdir()
+            watched.until(lambda: watched.listed == 1)
+            assert watched.state == {}
+
+    def test_unreadable_at_first_is_no_state_either(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.yaml").write_text(service("a", 1))
+        with monkeypatch.context() as patched:
+            refuse_to_list(patched, tmp_path)
+            with watching(tmp_path, rescan=0.3) as watched:
+                watched.until(lambda: bool(watched.problems))
+                assert watched.problems[0].message == "cannot be read: Permission denied"
+                assert watched.stays(lambda: not watched.listed)
+                patched.undo()
+                watched.until_ports(a=1)
+                watched.until(lambda: watched.problems == ())
+
+    def test_removed_while_running_deletes_nothing_and_is_a_problem(self, tmp_path: Path) -> None:
+        directory = tmp_path / "manifests"
+        manifests(directory, a=1, b=2)
+        with watching(directory) as watched:
+            watched.until_ports(a=1, b=2)
+            directory.rename(tmp_path / "elsewhere")  # in one step, as umount does it
+            watched.until(lambda: bool(watched.problems))
+            assert "missing" in watched.problems[0].message
+            assert watched.stays(lambda: not watched.changes)
+
+    def test_made_again_its_files_are_in_force_and_what_is_gone_is_deleted(
+        self, tmp_path: Path
+    ) -> None:
+        directory = tmp_path / "manifests"
+        manifests(directory, a=1, b=2)
+        with watching(directory) as watched:
+            watched.until_ports(a=1, b=2)
+            directory.rename(tmp_path / "elsewhere")
+            watched.until(lambda: bool(watched.problems))
+            manifests(tmp_path / "new", b=3, c=4)
+            (tmp_path / "new").rename(directory)
+            watched.until_ports(b=3, c=4)
+            watched.until(lambda: watched.problems == ())
+            assert [change.deleted for change in watched.changes] == [(ref("a"),)]
+            assert watched.listed == 1
+
+    def test_made_again_it_is_watched_again(self, tmp_path: Path) -> None:
+        directory = tmp_path / "manifests"
+        manifests(directory, a=1)
+        with watching(directory) as watched:
+            for port in (1, 2):
+                watched.until_ports(a=port)
+                shutil.rmtree(directory)
+                watched.until(lambda: bool(watched.problems))
+                manifests(directory, a=port + 10)
+                watched.until_ports(a=port + 10)
+                manifests(directory, a=port + 1)
+
+    def test_put_back_as_it_was_changes_nothing(self, tmp_path: Path) -> None:
+        directory = tmp_path / "manifests"
+        manifests(directory, a=1)
+        with watching(directory) as watched:
+            watched.until_ports(a=1)
+            directory.rename(tmp_path / "elsewhere")
+            watched.until(lambda: bool(watched.problems))
+            (tmp_path / "elsewhere").rename(directory)
+            watched.until(lambda: watched.problems == ())
+            assert watched.stays(lambda: not watched.changes)
+
+    def test_deleting_its_files_but_not_itself_deletes_the_objects(self, tmp_path: Path) -> None:
+        manifests(tmp_path, a=1)
+        with watching(tmp_path) as watched:
+            watched.until_ports(a=1)
+            (tmp_path / "a.yaml").unlink()
+            watched.until_ports()
+            assert watched.problems == ()
+
+    def test_an_empty_one_of_another_file_system_deletes_nothing(
+        self, tmp_path: Path, other_file_system: Path
+    ) -> None:
+        directory = tmp_path / "manifests"
+        manifests(other_file_system, a=1)
+        (tmp_path / "below").mkdir()
+        directory.symlink_to(other_file_system)  # as if mounted over an empty directory
+        source = ManifestSource(directory)
+        assert look(source) == ({"a": 1}, [])
+        directory.unlink()
+        directory.symlink_to("below")
+        for _ in range(2):
+            found, (problem,) = look(source)
+            assert found == {"a": 1}
+            assert "unmounted" in problem.message
+        manifests(directory, b=2)
+        assert look(source) == ({"b": 2}, [])
+        (directory / "b.yaml").unlink()
+        assert look(source) == ({}, [])
+
+    def test_read_gives_no_objects_and_the_problem(self, tmp_path: Path) -> None:
+        listed, problems = ManifestSource(tmp_path / "manifests").read()
+        assert listed == Listed(())
+        assert [problem.message for problem in problems.problems] == [
+            "the directory of manifests is missing"
+        ]
+
+    def test_read_keeps_the_last_state(self, tmp_path: Path) -> None:
+        manifests(tmp_path / "manifests", a=1)
+        source = ManifestSource(tmp_path / "manifests")
+        look(source)
+        shutil.rmtree(tmp_path / "manifests")
+        assert look(source)[0] == {"a": 1}
+
+    @pytest.mark.parametrize("moment", ["listing", "opening"])
+    def test_going_away_in_the_middle_of_a_look_deletes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    ) -> None:
+        directory = tmp_path / "manifests"
+        manifests(directory, a=1, b=2)
+        source = ManifestSource(directory)
+        look(source)
+        manifests(directory, a=3)
+        scandir, opened = os.scandir, Path.open
+
+        def go_away() -> None:
+            if directory.exists():
+                directory.rename(tmp_path / "elsewhere")
+
+        def list_and_go(path: str) -> object:
+            entries = scandir(path)
+            go_away()
+            return entries
+
+        def go_and_open(self: Path, mode: str) -> object:
+            go_away()
+            return opened(self, mode)
+
+        if moment == "listing":
+            monkeypatch.setattr(os, "scandir", list_and_go)
+        else:
+            monkeypatch.setattr(Path, "open", go_and_open)
+        assert look(source)[0] == {"a": 1, "b": 2}
+        found, (problem,) = look(source)
+        assert found == {"a": 1, "b": 2}
+        assert "missing" in problem.message
 
 
 def test_only_changed_files_are_parsed_again(

@@ -118,9 +118,7 @@ def test_an_endpoint_that_stays_keeps_its_id() -> None:
 
 def test_frontends_of_one_service_port_share_their_slots() -> None:
     h = Harness()
-    h.update(
-        {ref("a"): tuple(entry("a", vip, endpoints=BACKENDS[:3]) for vip in VIPS[:3])}
-    )
+    h.update({ref("a"): tuple(entry("a", vip, endpoints=BACKENDS[:3]) for vip in VIPS[:3])})
     assert len({e.first for e in h.maps.services.values()}) == 1
 
 
@@ -314,7 +312,7 @@ def test_runs_never_overlap_and_nothing_is_lost(steps) -> None:
             if first is not None:
                 for other, length in held:
                     assert first + count <= other or other + length <= first
-                assert 0 <= first and first + count <= 64
+                assert first >= 0 and first + count <= 64
                 held.append((first, count))
         elif held:
             extents.free(*held.pop(count % len(held)))

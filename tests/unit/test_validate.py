@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from pointsman.objects import EndpointSlice, Object, Pod, Service
 from pointsman.validate import validate
 

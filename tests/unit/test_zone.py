@@ -10,6 +10,8 @@ import dns.rdataclass
 import dns.rdatatype
 import pytest
 from dns.rcode import NOERROR, NXDOMAIN
+
+from pointsman.dnswire import Answer, RRset
 from pointsman.objects import (
     Endpoint,
     EndpointConditions,
@@ -21,7 +23,7 @@ from pointsman.objects import (
     ServicePort,
     ServiceSpec,
 )
-from pointsman.zone import Answer, RRset, Zone
+from pointsman.zone import Zone
 
 HTTP = ServicePort(name="http", port=80)
 DNS_UDP = ServicePort(name="dns", port=53, protocol="UDP")

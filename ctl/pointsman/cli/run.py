@@ -12,7 +12,7 @@ import click
 from pointsman import host, state
 from pointsman.agent import Agent, Settings
 from pointsman.cli import options
-from pointsman.dns import upstreams_from_resolv_conf
+from pointsman.dnsupstream import upstreams_from_resolv_conf
 from pointsman.errors import PointsmanError
 from pointsman.manifests import ManifestSource
 from pointsman.pins import Pins, Sizes

@@ -1,0 +1,36 @@
+"""`python -m tests.bench [NAME …]`: what Pointsman costs, as ratios of sides that take turns.
+
+Needs root, gcc and two CPUs. Everything runs on loopback in a namespace of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tests.bench import control, datapath
+from tests.support.kernel import lacking
+
+ALL = {**datapath.BENCHES, **control.BENCHES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("name", nargs="*", choices=[[], *ALL], help="default: all of them")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, wider spread")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    options = parser.parse_args()
+    if lack := lacking():
+        sys.exit(f"needs {lack}")
+    figures = {}
+    for name in options.name or ALL:
+        print(f"\n== {name}: {(ALL[name].__doc__ or '').strip().splitlines()[0]}", flush=True)
+        figures[name] = ALL[name](options.quick)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Whether a node is healthy, and how the reading commands answer wrong usage."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pointsman import health, host
+from pointsman.cli.main import cli
+from pointsman.hooks import HOOKS
+from pointsman.pins import Link
+
+
+def link(hook: str, **values: Any) -> Link:
+    return replace(Link(hook, 3, 77, True), **values)
+
+
+def seen(pid: int | None = 42, odd: Link | None = None, **status: Any) -> health.Observation:
+    links = [link(hook.name) for hook in HOOKS]
+    if odd:
+        links = [odd if odd.hook == each.hook else each for each in links]
+    sync = {"time": 90.0, "seconds": 0.01, "services": 2, "syncs": 3, "failures": 0}
+    whole = {
+        "version": "1",
+        "started": 40.0,
+        "stopped": None,
+        "sync": {**sync, "problems": 1, "attached": True},
+        "problems": [{"message": "m", "mend": "f", "severity": "error"}],
+    }
+    return health.Observation(
+        pid, whole | status, "abc", tuple(links), {77: "/cg"}, (), 100, {"refused": 1}, 100.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("observation", "reasons"),
+    [
+        pytest.param(seen(), [], id="healthy-with-problems-in-objects"),
+        pytest.param(
+            seen(pid=None),
+            ["the agent is not running: start it with 'pointsman up'"],
+            id="no-agent",
+        ),
+        pytest.param(
+            seen(pid=None, failed="thread source failed"),
+            ["the agent is not running (thread source failed): start it with 'pointsman up'"],
+            id="an-agent-that-failed",
+        ),
+        pytest.param(
+            seen(stopped=50.0),
+            ["the agent has not reported yet: it is starting"],
+            id="the-file-is-of-the-agent-before",
+        ),
+        pytest.param(
+            replace(seen(), pid=43, status={"pid": 42}),
+            ["the agent has not reported yet: it is starting"],
+            id="the-file-is-of-an-agent-that-was-killed",
+        ),
+        pytest.param(
+            seen(sync={"attached": True, "error": "No space left"}),
+            ["the last sync failed: No space left"],
+            id="a-failed-sync",
+        ),
+        pytest.param(
+            seen(sync={}), ["the agent has not completed its first sync"], id="not-yet-synced"
+        ),
+        pytest.param(
+            seen(odd=link("recvmsg4", program=None)),
+            ["recvmsg4: not attached"],
+            id="a-missing-hook",
+        ),
+        pytest.param(
+            replace(seen(), links=tuple(Link(hook.name) for hook in HOOKS)),
+            ["all 10 hooks: not attached"],
+            id="loaded-only",
+        ),
+    ],
+)
+def test_health(observation: health.Observation, reasons: list[str]) -> None:
+    found = health.report(observation)
+    assert (found["healthy"], found["reasons"]) == (not reasons, reasons)
+
+
+def test_the_report_for_scripts_has_stable_keys() -> None:
+    found = json.loads(json.dumps(health.report(seen())))
+    keys = {key: " ".join(value) for key, value in found.items() if isinstance(value, dict)}
+    assert keys == {
+        "agent": "running pid reporting version started uptimeSeconds stopped failed",
+        "datapath": "generation cgroup links hooks mappedBytes",
+        "sync": "attached time agoSeconds seconds services syncs failures problems error",
+        "source": "kind path listed objects balanced",
+        "dns": "enabled listen upstreams clusterIPs queries forwarded",
+        "counters": "refused",
+    }
+    assert " ".join(found) == (
+        "healthy reasons agent datapath maps sync source dns counters problems"
+    )
+    assert found["agent"]["uptimeSeconds"] == 60.0
+    assert found["datapath"]["cgroup"] == {"id": 77, "path": "/cg", "configured": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["get", "pods"], "is not one of: services (service, svc)"),
+        (["get"], "Missing argument 'RESOURCE'"),
+        (["get", "svc", "-o", "xml"], "is not one of"),
+        (["get", "svc", "-A", "-n", "x"], "exclude each other"),
+        (["get", "svc", "a/b", "-n", "c"], "names namespace a, but -n says c"),
+        (["describe", "frontends", "x"], "is not one of: services"),
+        (["explain", "web:80"], "no IP address"),
+        (["map", "dump"], "Missing argument 'NAME'"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "require_root", lambda: None)
+    result = CliRunner().invoke(cli, arguments)
+    assert (result.exit_code, said in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["get svc", "explain 10.96.0.1:80", "map list", "map dump load", "status"],
+)
+def test_commands_say_that_nothing_is_loaded(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "require_root", lambda: None)
+    result = CliRunner().invoke(cli, [*command.split(), "--bpffs", str(tmp_path)])
+    assert result.exception is not None
+    assert getattr(result.exception, "exit_code", None) == 11
+
+
+@pytest.mark.parametrize("command", ["get", "describe", "explain", "status", "verify", "map"])
+def test_every_command_shows_examples(command: str) -> None:
+    assert "pointsman " + command in CliRunner().invoke(cli, [command, "--help"]).output

@@ -1,0 +1,146 @@
+"""Desired against actual: what is different is named, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointsman import desired
+from pointsman.maps import Slot
+from pointsman.pins import Link
+from pointsman.plan import Element
+from pointsman.resolve import Context
+from pointsman.values import Entry, PortName
+from pointsman.verify import Difference, compare, link_differences
+from tests.support.view import DNS, ENTRIES, NONE, RETIRED, WEB, A, B, FakeView, frontend, view
+
+
+def empty_unreachable() -> FakeView:
+    maps = view()
+    maps.elements[1] = Element(WEB, 1, 1, 0, 0, 0)
+    return maps
+
+
+def changed(maps: FakeView, **elements: Any) -> FakeView:
+    maps.elements[1] = replace(maps.elements[1], **elements)
+    return maps
+
+
+def without(name: str, key: Any) -> FakeView:
+    maps = view()
+    del getattr(maps, name)[key]
+    return maps
+
+
+def with_slot(slot: Slot) -> FakeView:
+    maps = view()
+    maps.slot[11] = slot
+    return maps
+
+
+def with_name() -> FakeView:
+    maps = view()
+    maps.owners[9] = PortName("old", "gone", "")
+    return maps
+
+
+def with_service() -> FakeView:
+    maps = view()
+    maps.elements[9] = Element(frontend("10.96.0.9", 1), 2, 0, 0, 0, 0)
+    return maps
+
+
+def with_load(endpoint: int, generation: int) -> FakeView:
+    maps = view()
+    maps.loads[endpoint] = (generation, 0)
+    return maps
+
+
+@pytest.mark.parametrize(
+    ("maps", "entries", "expected"),
+    [
+        pytest.param(view(), ENTRIES, [], id="equal"),
+        pytest.param(without("keys", DNS), ENTRIES, ["frontend-missing", "name-dangling",
+                     "service-dangling"], id="a-frontend-is-missing"),
+        pytest.param(view(), ENTRIES[:2], ["frontend-extra"], id="a-frontend-nobody-wants"),
+        pytest.param(view(), (replace(ENTRIES[0], endpoints=(A,)), *ENTRIES[1:]),
+                     ["endpoint-extra"], id="an-endpoint-that-left"),
+        pytest.param(changed(view(), count=1), ENTRIES, ["endpoint-missing"],
+                     id="an-endpoint-that-never-came"),
+        pytest.param(view(), (replace(ENTRIES[0], owner=NONE), *ENTRIES[1:]), ["owner"],
+                     id="another-owner"),
+        pytest.param(changed(view(), algorithm=9), ENTRIES, ["algorithm"], id="algorithm"),
+        pytest.param(changed(view(), affinity=9), ENTRIES, ["affinity"], id="affinity"),
+        pytest.param(changed(view(), frontend=DNS), ENTRIES, ["key"], id="key-copies-disagree"),
+        pytest.param(empty_unreachable(), (replace(ENTRIES[0], endpoints=()), *ENTRIES[1:]),
+                     ["empty"], id="the-wrong-errno-for-an-empty-set"),
+        pytest.param(with_load(6, 4), ENTRIES, ["generation"], id="a-generation-not-in-load"),
+        pytest.param(with_load(6, 3 | RETIRED), ENTRIES, ["generation"], id="a-retired-endpoint"),
+        pytest.param(with_slot(Slot(B, 6, 3, 2)), ENTRIES, ["slot-owner"], id="a-slot-s-owner"),
+        pytest.param(with_slot(Slot(A, 5, 1, 1)), ENTRIES, ["endpoint-extra", "endpoint-missing"],
+                     id="an-endpoint-twice-in-a-set"),
+        pytest.param(without("slot", 11), ENTRIES, ["endpoint-missing", "set"],
+                     id="a-set-beyond-the-map"),
+        pytest.param(without("owners", 2), ENTRIES, ["name-missing", "owner"], id="no-name"),
+        pytest.param(with_name(), ENTRIES, ["name-dangling"], id="a-name-nobody-has"),
+        pytest.param(with_service(), ENTRIES, ["service-dangling"], id="a-service-nobody-reaches"),
+        pytest.param(view(), (Entry(WEB, NONE), *ENTRIES), [],
+                     id="of-two-that-define-a-frontend-either-may-have-it"),
+    ],
+)  # fmt: skip
+def test_verify_names_every_difference(
+    maps: FakeView, entries: tuple[Entry, ...], expected: list[str]
+) -> None:
+    assert sorted(difference.kind for difference in compare(entries, maps)) == expected
+
+
+def link(hook: str = "connect4", **values: Any) -> Link:
+    return replace(Link(hook, 3, 77, True), **values)
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        pytest.param(link(), [], id="all-current"),
+        pytest.param(link(program=None), ["not attached"], id="missing"),
+        pytest.param(
+            link(current=False),
+            ["runs program 3, which is not the current generation's"],
+            id="stale",
+        ),
+        pytest.param(link(cgroup=0), ["its cgroup is gone"], id="cgroup-gone"),
+        pytest.param(link(cgroup=5), ["is attached to cgroup 5, others to 77"], id="elsewhere"),
+    ],
+)
+def test_verify_names_hooks_that_do_not_run_as_they_should(odd: Link, expected: list[str]) -> None:
+    found = link_differences([odd, link("connect6"), link("sendmsg4")])
+    assert found == [Difference("link", "connect4", message) for message in expected]
+
+
+def test_the_desired_state_is_worked_out_as_the_agent_does(tmp_path: Path) -> None:
+    (tmp_path / "web.yaml").write_text(
+        """{apiVersion: v1, kind: Service, metadata: {name: web},
+        spec: {clusterIP: 10.96.0.1, selector: {a: b}, ports: [{port: 80, targetPort: p}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: x, labels: {a: b}},
+ spec: {containers: [{name: c, ports: [{name: p, containerPort: 8080}]}]},
+ status: {podIP: 10.0.0.1, conditions: [{type: Ready, status: "True"}]}}
+"""
+    )
+    status = {
+        "settings": {"manifests": str(tmp_path), "state_dir": str(tmp_path / "none")},
+        "dns": {"listen": ["10.0.0.9:5353"]},
+    }
+    tracker, problems = desired.read(desired.inputs(status))
+    entries = desired.entries(tracker, Context())
+    assert not problems
+    assert sorted((str(e.frontend), str(e.owner), len(e.endpoints)) for e in entries) == [
+        ("10.96.0.10:*", "kube-system/kube-dns:dns", 0),
+        ("10.96.0.10:53/TCP", "kube-system/kube-dns:dns-tcp", 1),
+        ("10.96.0.10:53/UDP", "kube-system/kube-dns:dns", 1),
+        ("10.96.0.1:*", "default/web", 0),
+        ("10.96.0.1:80/TCP", "default/web", 1),
+    ]
