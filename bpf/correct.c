@@ -34,9 +34,16 @@ int set_generation(struct xdp_md *ctx)
 }
 
 #ifdef HAVE_PREVIOUS_LOAD
+/* The `load` of another layout or size; the loader reads from its BTF where the count stands. */
+struct previous_load {
+	__u8 value[PREVIOUS_LOAD_SIZE];
+};
+BPF_TABLE_PINNED("array", __u32, struct previous_load, previous_load, PREVIOUS_LOAD_ENTRIES,
+		 PINS "/previous_load", BPF_F_MMAPABLE);
+
 /*
  * After an upgrade that needed a new `load`: what the old programs counted is added to what the new
- * ones did. Sums don't mind the order, and the exchange makes a second run add nothing.
+ * ones did. Sums don't mind the order, and a second run finds nothing left to add.
  */
 int merge_load(struct xdp_md *ctx)
 {
@@ -44,16 +51,21 @@ int merge_load(struct xdp_md *ctx)
 	void *end = (void *)(long)ctx->data_end;
 
 	for (int i = 0; i < MAX_CORRECTIONS; i++) {
-		struct load *from, *to;
-		__u32 endpoint;
+		struct previous_load *from;
+		struct load *to;
+		__u32 endpoint, *counted;
 
 		if ((void *)(work + i + 1) > end)
 			break;
 		endpoint = work[i].endpoint;
 		from = previous_load.lookup(&endpoint);
 		to = load.lookup(&endpoint);
-		if (from && to)
-			__sync_fetch_and_add(&to->open, __sync_lock_test_and_set(&from->open, 0));
+		if (!from || !to)
+			continue;
+		/* Its last writers have ended: a grace period has passed since the links flipped. */
+		counted = (__u32 *)&from->value[PREVIOUS_LOAD_OPEN];
+		__sync_fetch_and_add(&to->open, *counted);
+		*counted = 0;
 	}
 	return XDP_PASS;
 }

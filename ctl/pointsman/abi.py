@@ -11,11 +11,13 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+_PADDING = ("pad", "reserved")
 _SCALARS = {"__u8": "B", "__u16": "H", "__be16": "H", "__u32": "I", "__be32": "I", "__u64": "Q"}
 _MAP_TYPES = {
     "hash": 1,
@@ -61,7 +63,18 @@ class Layout:
     alignment: int
 
     def field(self, name: str) -> Field:
-        return next(field for field in self.fields if field.name == name)
+        """Raises KeyError."""
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise KeyError(name)
+
+    def moved(self, offsets: Mapping[str, int], size: int) -> Layout:
+        """This struct as another version of the header laid it out: without the fields that it
+        did not have."""
+        kept = (replace(f, offset=offsets[f.name]) for f in self.fields if f.name in offsets)
+        ordered = tuple(sorted(kept, key=lambda field: field.offset))
+        return Layout(self.name, ordered, size, self.alignment)
 
     def _struct(self, names: tuple[str, ...]) -> struct.Struct:
         """A codec of the named fields, which must come in the order of the header."""
@@ -85,13 +98,20 @@ class Layout:
 
     def reader(self, *names: str) -> Callable[..., tuple[Any, ...]]:
         """`read(buffer, offset=0) -> tuple` of the named fields' values."""
-        return self._struct(names).unpack_from
+        for name in names:
+            self.field(name)
+        ordered = tuple(field.name for field in self.fields if field.name in names)
+        read = self._struct(ordered).unpack_from
+        if ordered == names:
+            return read
+        pick = itemgetter(*map(ordered.index, names))
+        return lambda buffer, offset=0: pick(read(buffer, offset))
 
     def decode(self, data: bytes, offset: int = 0) -> dict[str, Any]:
         """Every field by name, padding left out; arrays of structs become lists."""
         values: dict[str, Any] = {}
         for field in self.fields:
-            if field.name in ("pad", "reserved"):
+            if field.name in _PADDING:
                 continue
             at = offset + field.offset
             raw = data[at : at + field.size]

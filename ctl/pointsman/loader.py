@@ -48,7 +48,7 @@ def _flags(request: dict[str, Any], features: tuple[str, ...]) -> list[str]:
     triplet = f"/usr/include/{platform.machine()}-linux-gnu"
     flags = ["-isystem", "/usr/include", "-isystem", triplet, "-Wno-unused-value"]
     flags.append(f'-DPINS="{request["maps"]}"')
-    flags += [f"-D{name}={value}" for name, value in request["sizes"].items()]
+    flags += [f"-D{name}={value}" for name, value in request["definitions"].items()]
     flags += [f"-D{name}" for name in (*features, *request["features"])]
     return flags
 

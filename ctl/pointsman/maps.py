@@ -8,27 +8,29 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from pointsman import abi, bpf
-from pointsman.errors import NotLoaded
+from pointsman import abi, bpf, btf
+from pointsman.errors import LayoutMismatch, NotLoaded
 from pointsman.plan import Element, Limits, Plan, Planner, Snapshot, pack_frontend
 from pointsman.values import Backend, Frontend, PortName
 
 _layouts = abi.layouts()
 _service = _layouts["service"]
-_read_service = _service.reader("set", "owner", "algorithm", "affinity", "key")
-_read_slot = _layouts["slot"].reader("addr", "port", "endpoint", "generation", "owner")
+_SERVICE_FIELDS = ("set", "owner", "algorithm", "affinity", "key")
+_SLOT_FIELDS = ("addr", "port", "endpoint", "generation", "owner")
 _read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
-_read_load = _layouts["load"].reader("generation", "open")
 _pack_name = _layouts["name"].packer("namespace", "service", "port")
 _read_name = _layouts["name"].reader("namespace", "service", "port")
 _pack_correction = _layouts["correction"].packer("endpoint", "generation")
 _SET = _service.field("set").offset
 _CONFIG = _service.field("owner").offset
+#: The struct of each array's elements, and the field that is read for all elements at once.
+_VALUES = {"services": "service", "slots": "slot", "load": "load"}
+_COLUMNS = {"services": "owner", "slots": "owner", "load": "generation"}
 _config = struct.Struct("=IBBH")  # owner, algorithm, flags, pad: one 64-bit store
 _u32 = struct.Struct("=I")
 _u64 = struct.Struct("=Q")
@@ -129,6 +131,9 @@ class View:
         self._maps: dict[str, bpf.Map] = {}
         try:
             self._open()
+            self._owner_at, self._read_service = self._reader("services", *_SERVICE_FIELDS)
+            _, self._read_slot = self._reader("slots", *_SLOT_FIELDS)
+            self._generation_at, self._read_load = self._reader("load", "generation", "open")
         except FileNotFoundError:
             raise NotLoaded(
                 f"no maps under {directory}; run 'pointsman up', or 'pointsman load' first"
@@ -138,6 +143,22 @@ class View:
         self._services = bpf.Copy(self.map("services"))
         self._slots = bpf.Copy(self.map("slots"))
         self._load = bpf.Copy(self.map("load"))
+
+    def _reader(self, name: str, *fields: str) -> tuple[int, Callable[..., tuple[Any, ...]]]:
+        """A decoder of these fields as this very map has them (an older version may have pinned
+        it), and the offset of the field in _COLUMNS."""
+        info = self.map(name).info
+        layout = _layouts[_VALUES[name]]
+        if info.btf_value_type_id:
+            members = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id)
+            layout = layout.moved(dict(members), info.value_size)
+        try:
+            return layout.field(_COLUMNS[name]).offset, layout.reader(*fields)
+        except KeyError as error:
+            raise LayoutMismatch(
+                f"{self.directory / name}: the pinned map has no field {error}; "
+                "run 'pointsman unload'"
+            ) from None
 
     def map(self, name: str) -> bpf.Map:
         """One of the maps, by the name it has in bpf/maps.h. Raises FileNotFoundError."""
@@ -191,7 +212,7 @@ class View:
         if not 0 <= ident < self._services.entries:
             raise IndexError(ident)
         at = ident * self._services.stride
-        value, owner, algorithm, affinity, key = _read_service(self._services.memory, at)
+        value, owner, algorithm, affinity, key = self._read_service(self._services.memory, at)
         first, count = value & 0xFFFFFFFF, value >> 32
         return Element(frontend_of(key), owner, first, count, algorithm, affinity)
 
@@ -199,7 +220,7 @@ class View:
         """The slots of a set; those outside of the map are left out."""
         memory, stride = self._slots.memory, self._slots.stride
         end = min(first + count, self._slots.entries)
-        read, ntohs = _read_slot, socket.ntohs
+        read, ntohs = self._read_slot, socket.ntohs
         return tuple(
             Slot((address, ntohs(port)), endpoint, generation, owner)
             for address, port, endpoint, generation, owner in (
@@ -211,7 +232,7 @@ class View:
         """(generation, open connections) of an endpoint id."""
         if not 0 <= endpoint < self._load.entries:
             return 0, 0
-        generation, opened = _read_load(self._load.memory, endpoint * self._load.stride)
+        generation, opened = self._read_load(self._load.memory, endpoint * self._load.stride)
         # Signed while an upgrade merges two maps: what is below zero is not yet merged.
         return generation, opened if opened < 1 << 31 else 0
 
@@ -258,7 +279,7 @@ class View:
         stride, memory = self._services.stride, self._services.memory
         # One pass over the owner column without touching Python objects for empty elements.
         owners = memoryview(memory)[: stride * self._services.entries].cast("I")
-        step, offset = stride // 4, _CONFIG // 4
+        step, offset = stride // 4, self._owner_at // 4
         column = owners[offset::step]
         found = [i for i, owner in enumerate(column.tolist()) if owner]
         for view in (column, owners):
@@ -269,7 +290,7 @@ class View:
         """The generation of every endpoint id that was ever used."""
         step = self._load.stride // 4
         words = memoryview(self._load.memory)[: self._load.stride * self._load.entries].cast("I")
-        column = words[0::step]
+        column = words[self._generation_at // 4 :: step]
         found = {i: generation for i, generation in enumerate(column.tolist()) if generation}
         for view in (column, words):
             view.release()

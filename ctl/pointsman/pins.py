@@ -263,7 +263,10 @@ class Pins:
             "source": str(self.source_directory),
             "programs": str(generation.programs),
             "maps": str(generation.maps),
-            "sizes": self.sizes.definitions(),
+            "definitions": {
+                **self.sizes.definitions(),
+                **(_previous_load(generation.maps / "previous_load") if migrating else {}),
+            },
             "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
             "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
         }
@@ -363,6 +366,24 @@ def _pin_again(path: Path, to: Path) -> None:
         bpf.obj_pin(fd, to)
     finally:
         os.close(fd)
+
+
+def _previous_load(path: Path) -> dict[str, int]:
+    """Where the counts stand in a `load` that these programs would lay out differently."""
+    opened = bpf.Map.open(path, read_only=True)
+    info = opened.info
+    opened.close()
+    fields = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id) if info.btf_id else ()
+    offsets = {member.name: member.offset for member in fields}
+    if "open" not in offsets:
+        raise errors.LayoutMismatch(
+            f"{path}: no field 'open' to take the connection counts from; run 'pointsman unload'"
+        )
+    return {
+        "PREVIOUS_LOAD_SIZE": info.value_size,
+        "PREVIOUS_LOAD_ENTRIES": info.max_entries,
+        "PREVIOUS_LOAD_OPEN": offsets["open"],
+    }
 
 
 def _same_map(one: Path, other: Path) -> bool:

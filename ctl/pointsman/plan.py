@@ -320,8 +320,9 @@ class Planner:
         garbage.extents += [run for run in runs if run not in live]
         leftovers.unnamed += [i for i in snapshot.names if i not in self._users]
         garbage.owners += leftovers.unnamed
+        kept_ids = {*taken, *(ident for ident, _ in self._old_endpoints.values())}
         for ident, generation in snapshot.generations.items():
-            if generation and ident not in taken:
+            if generation and ident not in kept_ids:
                 if not generation & RETIRED:
                     leftovers.retired.append((ident, generation | RETIRED))
                 garbage.endpoints.append(ident)

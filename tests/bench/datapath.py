@@ -200,7 +200,7 @@ def hook(quick: bool) -> Any:
         from pointsman.loader import _flags
 
         os.environ["BCC_KERNEL_SOURCE"] = str(b.lab.pins.source_directory)
-        request = {"maps": "/nowhere", "sizes": {}, "features": []}
+        request = {"maps": "/nowhere", "definitions": {}, "features": []}
         module = bcc.BPF(
             text=b"#include <linux/bpf.h>\n" + EMPTY.encode(), cflags=_flags(request, ())
         )

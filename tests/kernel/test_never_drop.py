@@ -243,7 +243,9 @@ def test_an_upgrade_under_load_fails_nothing_and_keeps_what_is_held(
         udp.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
         udp_port = udp.getsockname()[1]
         node.write("web.yaml", service("web", VIP[0]))
-        node.write("web-endpoints.yaml", endpoints("web", ("10.244.0.1", port), ("10.244.0.2", port)))
+        node.write(
+            "web-endpoints.yaml", endpoints("web", ("10.244.0.1", port), ("10.244.0.2", port))
+        )
         node.write("dns.yaml", service("dns", "10.96.0.2", 53, "UDP"))
         dns = [(f"10.244.0.{n}", udp_port) for n in range(1, 9)]
         node.write("dns-endpoints.yaml", endpoints("dns", *dns, protocol="UDP"))

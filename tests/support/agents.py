@@ -117,13 +117,16 @@ class AgentProcess:
     ) -> subprocess.CompletedProcess[str]:
         """A command against this node."""
         return subprocess.run(
-            [sys.executable, "-m", "pointsman.cli.main", *arguments,
-             "--bpffs", str(self.root), "--run-dir", str(self.run_dir)],
+            [sys.executable, "-m", "pointsman.cli.main", *arguments],
             capture_output=True,
             text=True,
             check=check,
-            env=self._environment(source),
-        )  # fmt: skip
+            env={
+                **self._environment(source),
+                "POINTSMAN_BPFFS": str(self.root),
+                "POINTSMAN_RUN_DIR": str(self.run_dir),
+            },
+        )
 
     def open(self, source: Path | None = None) -> dict[str, int]:
         """Open connections by endpoint, from `get endpoints`."""

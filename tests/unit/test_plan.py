@@ -211,13 +211,16 @@ def test_a_damaged_element_is_replaced_a_grace_period_later() -> None:
     h.assert_settled()
 
 
-def test_an_upgrade_keeps_every_number_that_records_name() -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["new-load", "same-load"])
+def test_an_upgrade_keeps_every_number_that_records_name(shared: bool) -> None:
     h = Harness()
     h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:3]), wildcard("a", VIPS[0]))})
     h.update({ref("b"): (entry("b", VIPS[1], endpoints=BACKENDS[:2]),)})
     h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[1:3]), wildcard("a", VIPS[0]))})
     old = h.maps.snapshot()
     fresh = FakeDatapath(Limits(64, 64, 64))
+    if shared:  # `load` itself did not change: old and new programs count in the same map
+        fresh.load = h.maps.load
     planner = Planner(fresh.limits, fresh.snapshot(), old)
     wanted = dict(h.wanted)
     wanted[ref("c")] = (entry("c", VIPS[2], endpoints=BACKENDS[:4]),)

@@ -14,6 +14,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def bpffs(command: _Command) -> _Command:
     return click.option(
         "--bpffs",
+        envvar="POINTSMAN_BPFFS",
         type=click.Path(path_type=Path),
         default=Path("/sys/fs/bpf/pointsman"),
         show_default=True,
@@ -24,6 +25,7 @@ def bpffs(command: _Command) -> _Command:
 def run_dir(command: _Command) -> _Command:
     return click.option(
         "--run-dir",
+        envvar="POINTSMAN_RUN_DIR",
         type=click.Path(path_type=Path),
         default=Path("/run/pointsman"),
         show_default=True,
