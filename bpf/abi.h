@@ -21,19 +21,19 @@ enum empty {
 
 enum {
 	GENERATION_RETIRED = 0x80000000, /* bit of load.generation: the endpoint has left */
-	SOCKETS_PER_BUCKET = 4,
+	MORE_PLACES = 3,
+	IN_OVERFLOW = 0x10000, /* one record of bucket.others that is in sockets_overflow */
 	DATAGRAMS_PER_SOCKET = 4,
 };
 
 /* Index into `counters`. */
 enum counter {
-	COUNTER_TRANSLATED = 0, /* connects and sends given an endpoint */
-	COUNTER_REFUSED = 1, /* service without endpoints */
-	COUNTER_UNREACHABLE = 2, /* no endpoint under a policy */
-	COUNTER_UNDEFINED_PORT = 3, /* known VIP, port that no Service defines */
-	COUNTER_UNRECORDED = 4, /* no room for the socket's record */
-	COUNTER_OVERFLOWED = 5, /* bucket full, record went to sockets_overflow */
-	COUNTERS = 6,
+	COUNTER_REFUSED = 0, /* service without endpoints */
+	COUNTER_UNREACHABLE = 1, /* no endpoint under a policy */
+	COUNTER_UNDEFINED_PORT = 2, /* known VIP, port that no Service defines */
+	COUNTER_UNRECORDED = 3, /* no room for the socket's record */
+	COUNTER_OVERFLOWED = 4, /* bucket full, record went to sockets_overflow */
+	COUNTERS = 5,
 };
 
 /* frontends: key. Port 0 with protocol 0 catches the undefined ports of a known VIP. */
@@ -99,15 +99,26 @@ struct socket {
 	__u16 pad;
 };
 
+/* cookie: 0 = free, else the owner's; with COOKIE_BUSY while the record is being written. */
+struct place {
+	__u64 cookie;
+	struct socket record;
+};
+
 /*
- * sockets: bucket of the cookies that share their low bits. cookie: 0 = free, else the owner's;
- * the top bit is set while the record is being written (COOKIE_BUSY).
+ * sockets: the sockets whose cookies share their low bits. Most often one or none: then this one
+ * cache line is all that is touched, and since cookies come in sequence it is the next line of
+ * memory each time.
  */
 struct bucket {
-	__u64 cookie[4];
-	__u32 overflow; /* records of this bucket that live in sockets_overflow */
-	__u32 pad[7];
-	struct socket record[4];
+	struct place first;
+	__u32 others; /* records elsewhere: in sockets_more, and IN_OVERFLOW for each in overflow */
+	__u32 turn; /* counts choices, so that a socket that connects again chooses anew */
+};
+
+/* sockets_more: the other places of a bucket. */
+struct more {
+	struct place place[3];
 };
 
 /* sockets_overflow: value */

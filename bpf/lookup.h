@@ -71,14 +71,12 @@ static __always_inline bool is_vip(const struct frontend_key *key)
 }
 
 /*
- * An endpoint for a destination. TRANSLATED with *slot and *id set, NOT_A_SERVICE, or the errno
- * that the caller of connect() or sendmsg() gets.
+ * The set of endpoints for a destination: TRANSLATED with *set and *id, NOT_A_SERVICE, or the
+ * errno that the caller of connect() or sendmsg() gets.
  */
-static __always_inline int choose(struct frontend_key *key, struct slot **slot, __u32 *id)
+static __always_inline int find_set(struct frontend_key *key, __u64 *set, __u32 *id)
 {
 	struct service *service = find_service(key, id);
-	__u32 members, index;
-	__u64 set;
 
 	if (!service) {
 		if (!is_vip(key))
@@ -87,22 +85,23 @@ static __always_inline int choose(struct frontend_key *key, struct slot **slot, 
 		return -ECONNREFUSED;
 	}
 	/* One load: a reader sees the old set or the new one, never a mixture. */
-	set = *(volatile __u64 *)&service->set;
-	members = set >> 32;
-	if (!members) {
-		if ((__u32)set == EMPTY_UNREACHABLE) {
-			count(COUNTER_UNREACHABLE);
-			return -EHOSTUNREACH;
-		}
-		count(COUNTER_REFUSED);
-		return -ECONNREFUSED;
+	*set = *(volatile __u64 *)&service->set;
+	if (*set >> 32)
+		return TRANSLATED;
+	if ((__u32)*set == EMPTY_UNREACHABLE) {
+		count(COUNTER_UNREACHABLE);
+		return -EHOSTUNREACH;
 	}
-	index = (__u32)set + (__u32)(((__u64)bpf_get_prandom_u32() * members) >> 32);
-	*slot = slots.lookup(&index);
-	if (!*slot)
-		return -ECONNREFUSED;
-	count(COUNTER_TRANSLATED);
-	return TRANSLATED;
+	count(COUNTER_REFUSED);
+	return -ECONNREFUSED;
+}
+
+/* One endpoint of a set, by a random number. NULL only if the set reaches out of the map. */
+static __always_inline struct slot *pick(__u64 set, __u32 random)
+{
+	__u32 index = (__u32)set + (__u32)(((set >> 32) * random) >> 32);
+
+	return slots.lookup(&index);
 }
 
 #endif

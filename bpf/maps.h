@@ -19,6 +19,7 @@ MAP(percpu_array, counters, __u32, __u64, COUNTERS, 0);
 
 /* What outlives an upgrade with the sockets it describes. */
 MAP(array, sockets, __u32, struct bucket, MAX_BUCKETS, BPF_F_MMAPABLE);
+MAP(array, sockets_more, __u32, struct more, MAX_BUCKETS, BPF_F_MMAPABLE);
 MAP(hash, sockets_overflow, __u64, struct overflow, MAX_OVERFLOW, 0);
 MAP(lru_hash, overflow_netns, __u64, __u32, MAX_OVERFLOW_NETNS, 0);
 MAP(sk_storage, datagrams, int, struct datagrams, 0, BPF_F_NO_PREALLOC);

@@ -13,10 +13,11 @@
 #define COOKIE_BUSY (1ULL << 63)
 #define barrier() asm volatile("" ::: "memory")
 
-struct place {
+/* Where a record is. In the overflow map it has no claim word. */
+struct found {
 	struct bucket *bucket;
-	struct socket *record; /* in the bucket or in the overflow map; NULL = not recorded */
-	__u64 *cookie; /* the bucket's claim word; NULL = overflow */
+	struct socket *record;
+	__u64 *cookie; /* the claim word; NULL = overflow */
 };
 
 static __always_inline struct bucket *bucket_of(__u64 cookie)
@@ -26,47 +27,81 @@ static __always_inline struct bucket *bucket_of(__u64 cookie)
 	return sockets.lookup(&index);
 }
 
-/* The socket's own record, if it has one. */
-static __always_inline bool find_record(__u64 cookie, struct place *place)
+static __always_inline __u64 first_of(const struct bucket *bucket)
 {
-	struct bucket *bucket = bucket_of(cookie);
-	struct overflow *overflow;
+	return *(volatile __u64 *)&bucket->first.cookie;
+}
 
-	place->record = NULL;
-	place->cookie = NULL;
-	place->bucket = bucket;
-	if (!bucket)
+static __always_inline void set_found(struct found *found, struct place *place)
+{
+	found->cookie = &place->cookie;
+	found->record = &place->record;
+}
+
+/*
+ * The record of a socket in its bucket, or in the overflow map. `first` is whose the first place
+ * is: a hook that has other things to look up reads it early, so that memory answers meanwhile.
+ */
+static __always_inline bool find_record(__u64 cookie, struct bucket *bucket, __u64 first,
+					struct found *found)
+{
+	__u32 index = cookie & (MAX_BUCKETS - 1);
+	struct overflow *overflow;
+	struct more *more;
+
+	found->bucket = bucket;
+	found->record = NULL;
+	found->cookie = NULL;
+	if (first == cookie) {
+		set_found(found, &bucket->first);
+		return true;
+	}
+	if (!bucket->others)
+		return false;
+	more = sockets_more.lookup(&index);
+	if (!more)
 		return false;
 #pragma unroll
-	for (int i = 0; i < SOCKETS_PER_BUCKET; i++) {
-		if (bucket->cookie[i] == cookie) {
-			place->cookie = &bucket->cookie[i];
-			place->record = &bucket->record[i];
+	for (int i = 0; i < MORE_PLACES; i++) {
+		if (more->place[i].cookie == cookie) {
+			set_found(found, &more->place[i]);
 			return true;
 		}
 	}
-	if (!bucket->overflow)
+	if (bucket->others < IN_OVERFLOW)
 		return false;
 	overflow = sockets_overflow.lookup(&cookie);
 	if (!overflow)
 		return false;
-	place->record = &overflow->record;
+	found->record = &overflow->record;
 	return true;
 }
 
-/* A free place of the bucket, claimed BUSY so that the agent's scan passes over it. */
-static __always_inline bool claim_place(__u64 cookie, struct place *place)
+static __always_inline bool claim(struct place *place, __u64 cookie)
 {
-	struct bucket *bucket = place->bucket;
+	return !place->cookie &&
+	       !__sync_val_compare_and_swap(&place->cookie, 0ULL, cookie | COOKIE_BUSY);
+}
 
-	if (!bucket)
+/* A free place of the bucket, claimed BUSY so that whoever scans passes over it. */
+static __always_inline bool claim_place(__u64 cookie, struct found *found)
+{
+	__u32 index = cookie & (MAX_BUCKETS - 1);
+	struct bucket *bucket = found->bucket;
+	struct more *more;
+
+	if (claim(&bucket->first, cookie)) {
+		set_found(found, &bucket->first);
+		return true;
+	}
+	more = sockets_more.lookup(&index);
+	if (!more)
 		return false;
 #pragma unroll
-	for (int i = 0; i < SOCKETS_PER_BUCKET; i++) {
-		if (!bucket->cookie[i] &&
-		    !__sync_val_compare_and_swap(&bucket->cookie[i], 0ULL, cookie | COOKIE_BUSY)) {
-			place->cookie = &bucket->cookie[i];
-			place->record = &bucket->record[i];
+	for (int i = 0; i < MORE_PLACES; i++) {
+		if (claim(&more->place[i], cookie)) {
+			__sync_fetch_and_add(&bucket->others, 1);
+			set_found(found, &more->place[i]);
 			return true;
 		}
 	}
@@ -128,27 +163,29 @@ static __always_inline void free_overflow(__u64 cookie, struct bucket *bucket)
 	copy = *found;
 	if (sockets_overflow.delete(&cookie)) /* whoever deletes it counts it */
 		return;
-	__sync_fetch_and_add(&bucket->overflow, -1);
+	__sync_fetch_and_add(&bucket->others, -IN_OVERFLOW);
 	leave_overflow(copy.netns);
 	count_closed(&copy.record);
 }
 
 /* Ends the record of a socket that closed, or that now connects elsewhere. */
-static __always_inline void free_record(__u64 cookie)
+static __always_inline void free_record(__u64 cookie, struct bucket *bucket)
 {
-	struct place place;
+	struct found found;
 
-	if (!find_record(cookie, &place))
+	if (!bucket || !find_record(cookie, bucket, first_of(bucket), &found))
 		return;
-	if (!place.cookie) {
-		free_overflow(cookie, place.bucket);
+	if (!found.cookie) {
+		free_overflow(cookie, bucket);
 		return;
 	}
-	if (__sync_val_compare_and_swap(place.cookie, cookie, cookie | COOKIE_BUSY) != cookie)
+	if (__sync_val_compare_and_swap(found.cookie, cookie, cookie | COOKIE_BUSY) != cookie)
 		return;
-	count_closed(place.record);
+	count_closed(found.record);
 	barrier();
-	*(volatile __u64 *)place.cookie = 0;
+	*(volatile __u64 *)found.cookie = 0;
+	if (found.cookie != &bucket->first.cookie)
+		__sync_fetch_and_add(&bucket->others, -1);
 }
 
 static __always_inline void fill_record(struct socket *record, const struct frontend_key *vip,
@@ -176,7 +213,7 @@ static __always_inline void record_overflow(__u64 cookie, __u64 netns, struct bu
 {
 	struct overflow overflow = {};
 
-	if (!bucket || !enter_overflow(netns)) {
+	if (!enter_overflow(netns)) {
 		count(COUNTER_UNRECORDED);
 		return;
 	}
@@ -188,7 +225,7 @@ static __always_inline void record_overflow(__u64 cookie, __u64 netns, struct bu
 		count(COUNTER_UNRECORDED);
 		return;
 	}
-	__sync_fetch_and_add(&bucket->overflow, 1);
+	__sync_fetch_and_add(&bucket->others, IN_OVERFLOW);
 	count(COUNTER_OVERFLOWED);
 }
 

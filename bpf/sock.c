@@ -82,42 +82,62 @@ static __always_inline void record_mptcp(struct bpf_sock_addr *ctx, const struct
 #endif
 
 /*
+ * A random number for the choice, from what the hook has at hand: cookies are given out in sequence,
+ * and mixed they spread evenly. The kernel's generator would cost a tenth of the whole hook.
+ */
+static __always_inline __u32 random_of(__u64 cookie, struct bucket *bucket)
+{
+	__u64 x = cookie ^ ((__u64)bucket->turn++ << 40);
+
+	x *= 0xff51afd7ed558ccdULL;
+	x ^= x >> 33;
+	x *= 0xc4ceb9fe1a85ec53ULL;
+	return x >> 32;
+}
+
+/*
  * connect(): a socket that had a record loses it when it now connects past the Services. When it
  * is refused it keeps it: a UDP socket then is still connected to its old peer.
  */
 static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct frontend_key *to)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct bucket *bucket = bucket_of(cookie);
 	struct frontend_key vip = *to;
-	struct slot *slot = NULL;
-	struct place place;
+	struct found found;
+	struct slot *slot;
+	__u64 set, first;
 	__u32 id;
 	int error;
 
-	if (to->proto != IPPROTO_TCP && to->proto != IPPROTO_UDP)
+	if (!bucket || (to->proto != IPPROTO_TCP && to->proto != IPPROTO_UDP))
 		return NOT_A_SERVICE;
-	error = choose(to, &slot, &id);
-	if (error != TRANSLATED || !slot) {
+	first = first_of(bucket);
+	error = find_set(to, &set, &id);
+	if (error != TRANSLATED) {
 		if (error == NOT_A_SERVICE)
-			free_record(cookie);
+			free_record(cookie, bucket);
 		return error;
 	}
+	slot = pick(set, random_of(cookie, bucket));
+	if (!slot)
+		return -ECONNREFUSED;
 	translate(to, slot->addr, slot->port);
-	if (find_record(cookie, &place)) {
-		if (!place.cookie) {
-			free_overflow(cookie, place.bucket);
+	if (find_record(cookie, bucket, first, &found)) {
+		if (!found.cookie) {
+			free_overflow(cookie, bucket);
 		} else {
 			/* Keep the place: mark it busy, settle the old connection, write anew. */
-			*(volatile __u64 *)place.cookie = cookie | COOKIE_BUSY;
-			count_closed(place.record);
+			*(volatile __u64 *)found.cookie = cookie | COOKIE_BUSY;
+			count_closed(found.record);
 		}
 	}
-	if (!place.cookie && !claim_place(cookie, &place)) {
-		record_overflow(cookie, bpf_get_netns_cookie(ctx), place.bucket, &vip, slot);
+	if (!found.cookie && !claim_place(cookie, &found)) {
+		record_overflow(cookie, bpf_get_netns_cookie(ctx), bucket, &vip, slot);
 	} else {
-		fill_record(place.record, &vip, slot);
+		fill_record(found.record, &vip, slot);
 		barrier();
-		*(volatile __u64 *)place.cookie = cookie;
+		*(volatile __u64 *)found.cookie = cookie;
 	}
 	if (to->proto == IPPROTO_TCP)
 		record_mptcp(ctx, &vip, slot);
@@ -148,8 +168,9 @@ int connect6(struct bpf_sock_addr *ctx)
 static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct frontend_key *to)
 {
 	struct frontend_key vip = *to;
-	struct slot *slot = NULL;
 	struct datagrams *sent;
+	struct slot *slot;
+	__u64 set;
 	int error;
 	__u32 id;
 
@@ -158,9 +179,12 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct fronte
 	sent = datagrams.sk_storage_get(ctx->sk, NULL, 0);
 	if (sent && recall(sent, to))
 		return TRANSLATED;
-	error = choose(to, &slot, &id);
-	if (error != TRANSLATED || !slot)
+	error = find_set(to, &set, &id);
+	if (error != TRANSLATED)
 		return error;
+	slot = pick(set, bpf_get_prandom_u32());
+	if (!slot)
+		return -ECONNREFUSED;
 	translate(to, slot->addr, slot->port);
 	sent = datagrams.sk_storage_get(ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (sent)
@@ -191,15 +215,16 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 /* The peer as the program knows it: the VIP that it connected to, if its peer came from one. */
 static __always_inline bool peer_of_record(__u64 cookie, struct frontend_key *peer)
 {
-	struct place place;
+	struct bucket *bucket = bucket_of(cookie);
+	struct found found;
 
-	if (!find_record(cookie, &place))
+	if (!bucket || !find_record(cookie, bucket, first_of(bucket), &found))
 		return false;
 	/* connect(AF_UNSPEC) passes no hook: only the real peer tells that the record still holds. */
-	if (!same_address(place.record->peer, peer->addr) ||
-	    place.record->peer_port != peer->port || place.record->proto != peer->proto)
+	if (!same_address(found.record->peer, peer->addr) ||
+	    found.record->peer_port != peer->port || found.record->proto != peer->proto)
 		return false;
-	translate(peer, place.record->vip, place.record->vip_port);
+	translate(peer, found.record->vip, found.record->vip_port);
 	return true;
 }
 
@@ -278,21 +303,27 @@ int getpeername6(struct bpf_sock_addr *ctx)
 /* Counting starts with the SYN and ends with TCP_CLOSE, however the connection got there. */
 int sock_ops(struct bpf_sock_ops *ctx)
 {
-	struct place place;
+	struct bucket *bucket;
+	struct found found;
+	__u64 cookie;
 
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		if (!find_record(bpf_get_socket_cookie(ctx), &place))
+		cookie = bpf_get_socket_cookie(ctx);
+		bucket = bucket_of(cookie);
+		if (!bucket || !find_record(cookie, bucket, first_of(bucket), &found))
 			break;
-		if (!place.record->counted)
-			count_open(place.record);
+		if (!found.record->counted)
+			count_open(found.record);
 		/* Only a socket with a record pays for the seven state changes of a connection. */
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
 						       BPF_SOCK_OPS_STATE_CB_FLAG);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (ctx->args[1] == BPF_TCP_CLOSE)
-			free_record(bpf_get_socket_cookie(ctx));
+		if (ctx->args[1] != BPF_TCP_CLOSE)
+			break;
+		cookie = bpf_get_socket_cookie(ctx);
+		free_record(cookie, bucket_of(cookie));
 		break;
 	}
 	return PROCEED;
@@ -300,6 +331,8 @@ int sock_ops(struct bpf_sock_ops *ctx)
 
 int sock_release(struct bpf_sock *ctx)
 {
-	free_record(bpf_get_socket_cookie(ctx));
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+
+	free_record(cookie, bucket_of(cookie));
 	return PROCEED;
 }

@@ -47,9 +47,9 @@ class MapRow:
 
 
 def map_row(name: str, kind: int, entries: int, used: int | None, memory_bytes: int) -> MapRow:
-    """`entries`: max_entries of the map. A bucket of `sockets` holds several records."""
-    if name == "sockets":
-        entries *= abi.constants()["SOCKETS_PER_BUCKET"]
+    """`entries`: max_entries of the map. An element of `sockets_more` holds several records."""
+    if name == "sockets_more":
+        entries *= abi.constants()["MORE_PLACES"]
     fill = None
     if used is not None and entries and name != "counters":  # of which there are always as many
         fill = round(100 * used / entries, 1)
@@ -173,20 +173,43 @@ def _record(record: Mapping[str, Any]) -> Row:
 
 
 def _sockets(source: Source) -> Iterator[Row]:
-    layout = _layouts["bucket"]
-    empty = bytes(layout.field("cookie").size)
     for key, value in source.items("sockets"):
-        if value.startswith(empty):
-            continue  # nearly all of them: not worth decoding
-        bucket = layout.decode(value)
-        for cookie, record in zip(bucket["cookie"], bucket["record"], strict=True):
-            if cookie:
-                yield {
-                    "bucket": _number(key),
-                    "cookie": cookie & ~_BUSY,
-                    "state": "busy" if cookie & _BUSY else "in use",
-                    **_record(record),
-                }
+        yield from _places(_number(key), first_place(value))
+
+
+def _sockets_more(source: Source) -> Iterator[Row]:
+    for key, value in source.items("sockets_more"):
+        yield from _places(_number(key), more_places(value))
+
+
+def _places(bucket: int, places: Iterable[Place]) -> Iterator[Row]:
+    for cookie, record in places:
+        yield {
+            "bucket": bucket,
+            "cookie": cookie & ~_BUSY,
+            "state": "busy" if cookie & _BUSY else "in use",
+            **_record(record),
+        }
+
+
+#: The cookie of a place that is in use or busy, with its record.
+Place = tuple[int, dict[str, Any]]
+
+
+def first_place(bucket: bytes) -> list[Place]:
+    """The place in an element of `sockets`, if it is taken."""
+    if not any(bucket[:8]):
+        return []  # nearly all of them: not worth decoding
+    place = _layouts["bucket"].decode(bucket)["first"]
+    return [(place["cookie"], place["record"])]
+
+
+def more_places(more: bytes) -> list[Place]:
+    """The taken places in an element of `sockets_more`."""
+    if not any(more):
+        return []
+    places = _layouts["more"].decode(more)["place"]
+    return [(place["cookie"], place["record"]) for place in places if place["cookie"]]
 
 
 def _sockets_overflow(source: Source) -> Iterator[Row]:
@@ -219,6 +242,7 @@ DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
     "names": _names,
     "counters": _counters,
     "sockets": _sockets,
+    "sockets_more": _sockets_more,
     "sockets_overflow": _sockets_overflow,
     "overflow_netns": _overflow_netns,
     "mptcp": _mptcp,

@@ -32,7 +32,14 @@ from pointsman.loader import FEATURES, source
 #: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
 LOOKUP_MAPS = ("frontends", "services", "slots", "names")
 #: Describe live sockets: they pass from generation to generation and can't be rebuilt.
-RECORD_MAPS = ("sockets", "sockets_overflow", "overflow_netns", "datagrams", "mptcp")
+RECORD_MAPS = (
+    "sockets",
+    "sockets_more",
+    "sockets_overflow",
+    "overflow_netns",
+    "datagrams",
+    "mptcp",
+)
 
 
 @dataclass(frozen=True, slots=True)

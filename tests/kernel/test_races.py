@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pointsman import abi
+from pointsman.dump import first_place
 from pointsman.maps import apply
 from pointsman.objects import Ref
 from pointsman.plan import Plan
@@ -98,8 +98,8 @@ def test_slots_are_used_again_only_after_a_grace_period(
 ) -> None:
     """Between reading the set and reading the slot, another Service's slot may come to stand
     there: the connection would reach a stranger."""
-    load_slot = "\t*slot = slots.lookup(&index);"
-    lab = fresh_lab(source=changed_source(("lookup.h", load_slot, f"\t{LONG}\n{load_slot}")))
+    load_slot = "\tslot = pick(set, random_of(cookie, bucket));"
+    lab = fresh_lab(source=changed_source(("sock.c", load_slot, f"\t{LONG}\n{load_slot}")))
     with tcp_server() as (right, port), tcp_server() as (wrong, wrong_port):
 
         def stray(wait: bool) -> bool:
@@ -220,10 +220,9 @@ def test_a_record_is_marked_busy_while_it_is_written(
     middle = "\tcopy_address(record->peer, slot->addr);\n\trecord->vip_port"
     changes = [("record.h", middle, f"\t{SHORT}\n{middle}")]
     if not rule:
-        busy = "*(volatile __u64 *)place.cookie = cookie | COOKIE_BUSY;"
+        busy = "*(volatile __u64 *)found.cookie = cookie | COOKIE_BUSY;"
         changes.append(("sock.c", busy, ""))
     lab = fresh_lab(source=changed_source(*changes))
-    bucket = abi.layouts()["bucket"]
     with udp_server("127.0.0.1") as (_, one), udp_server("127.0.0.2") as (_, two):
         a = entry("10.96.0.1", 53, UDP, [("127.0.0.1", one)], WEB)
         b = entry("10.96.0.2", 53, UDP, [("127.0.0.2", two)], OTHER)
@@ -233,9 +232,7 @@ def test_a_record_is_marked_busy_while_it_is_written(
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.connect(("10.96.0.1", 53))
             index = next(
-                key
-                for key, value in lab.maps.map("sockets").items()
-                if any(bucket.decode(value)["cookie"])
+                key for key, value in lab.maps.map("sockets").items() if first_place(value)
             )
             turn = [0]
 
@@ -243,11 +240,11 @@ def test_a_record_is_marked_busy_while_it_is_written(
                 turn[0] += 1
                 vip = f"10.96.0.{turn[0] % 2 + 1}"
                 with meanwhile(lambda: client.connect((vip, 53))):
-                    seen = bucket.decode(lab.maps.map("sockets").lookup(index) or b"")
+                    seen = first_place(lab.maps.map("sockets").lookup(index) or b"")
                 return any(
                     (record["vip"], record["peer"]) not in whole
-                    for cookie, record in zip(seen["cookie"], seen["record"], strict=True)
-                    if cookie and not cookie >> 63
+                    for cookie, record in seen
+                    if not cookie >> 63
                 )
 
             assert never(torn) if rule else soon(torn)
@@ -258,7 +255,7 @@ def test_a_record_is_freed_by_one_of_those_that_race_for_it(
     fresh_lab: Labs, changed_source: Sources, rule: bool
 ) -> None:
     """A reset from the network meets close(): counted closed twice, the count would be wrong."""
-    swap = "if (__sync_val_compare_and_swap(place.cookie, cookie, cookie | COOKIE_BUSY) != cookie)"
+    swap = "if (__sync_val_compare_and_swap(found.cookie, cookie, cookie | COOKIE_BUSY) != cookie)"
     changes = [("record.h", f"\t{swap}", f"\t{SHORT}\n\t{swap}")]
     if not rule:
         changes = [("record.h", f"\t{swap}\n\t\treturn;", f"\t{SHORT}")]

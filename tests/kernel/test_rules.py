@@ -22,7 +22,11 @@ Change = tuple[str, str, str]
 
 RULES = [
     pytest.param(
-        ("sock.c", "if (find_record(cookie, &place)) {", "if (find_record(~cookie, &place)) {"),
+        (
+            "sock.c",
+            "if (find_record(cookie, bucket, first, &found)) {",
+            "if (find_record(~cookie, bucket, first, &found)) {",
+        ),
         counts.test_a_udp_socket_that_connects_again_moves_its_count,
         id="a-socket-looks-for-its-own-record-before-it-claims-a-place",
     ),
@@ -37,7 +41,7 @@ RULES = [
         id="a-refused-connect-keeps-the-record",
     ),
     pytest.param(
-        ("sock.c", "if (!same_address(place.record->peer, peer->addr) ||", "if (0 &&"),
+        ("sock.c", "if (!same_address(found.record->peer, peer->addr) ||", "if (0 &&"),
         counts.test_a_second_connect_that_fails_on_its_way_shows_no_vip_that_it_never_reached,
         id="getpeername-translates-only-the-real-peer",
     ),
@@ -52,15 +56,15 @@ RULES = [
         id="tcp-close-ends-the-count",
     ),
     pytest.param(
-        ("sock.c", "\tfree_record(bpf_get_socket_cookie(ctx));\n\treturn", "\treturn"),
+        ("sock.c", "\tfree_record(cookie, bucket_of(cookie));\n\treturn", "\treturn"),
         counts.test_a_udp_socket_that_connects_again_moves_its_count,
         id="release-ends-the-count-of-the-rest",
     ),
     pytest.param(
         (
             "record.h",
-            "if (!place.cookie) {\n\t\tfree_overflow(cookie, place.bucket);",
-            "if (!place.cookie) {",
+            "if (!found.cookie) {\n\t\tfree_overflow(cookie, bucket);",
+            "if (!found.cookie) {",
         ),
         counts.test_a_full_bucket_overflows_and_a_full_overflow_goes_on_unrecorded,
         id="overflow-records-are-freed",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import abi, host
+from pointsman.dump import first_place, more_places
 from pointsman.maps import Maps, apply, take_over
 from pointsman.objects import Ref
 from pointsman.pins import Loaded, Pins, Sizes
@@ -175,13 +176,8 @@ class Lab:
 
     def records(self) -> int:
         """Sockets that have a record."""
-        bucket = abi.layouts()["bucket"]
-        found = sum(
-            1
-            for _, value in self.maps.map("sockets").items()
-            for cookie in bucket.decode(value)["cookie"]
-            if cookie
-        )
+        found = sum(len(first_place(value)) for _, value in self.maps.map("sockets").items())
+        found += sum(len(more_places(value)) for _, value in self.maps.map("sockets_more").items())
         return found + len(self.maps.map("sockets_overflow"))
 
 
