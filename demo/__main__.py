@@ -9,13 +9,12 @@ import sys
 import time
 from types import FrameType
 
-from pointsman.errors import PointsmanError
-
 from demo.clients import workshop
 from demo.cluster import CannotGoOn, Cluster
 from demo.lab import Lab, remains
 from demo.story import FAST, Pace, Story
 from demo.tell import Teller
+from pointsman.errors import PointsmanError
 
 OPENING = (
     "Pointsman is a load balancer for Services, inside the Linux kernel. A Service has a name and "

@@ -155,7 +155,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        assert process.stdout  # noqa: S101 - a pipe, as asked for
+        assert process.stdout
         if (line := process.stdout.readline()) != "ready\n":
             raise CannotGoOn(f"{command[1]}: {line}{process.stdout.read()}")
         return process

@@ -24,7 +24,7 @@ class PacketCounter:
 
     def read(self) -> tuple[int, int]:
         """Packets with a ClusterIP as source or destination, and packets from and to pods."""
-        assert self._process.stdin and self._process.stdout  # noqa: S101 - pipes
+        assert self._process.stdin and self._process.stdout
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         seen = json.loads(self._process.stdout.readline())

@@ -50,8 +50,8 @@ def _address(text: str) -> tuple[str, int]:
 def read(given: Inputs) -> tuple[Tracker, tuple[Problem, ...]]:
     """Every object with ClusterIPs and EndpointSlices made, and what is wrong with the manifests.
 
-    Only what the files say now: an agent may hold the last good version of what is bad in them.
-    Raises NotFound if the directory can't be read.
+    Where a file is bad now, its last good version counts, as it does for the agent. Raises
+    NotFound if the directory can't be read.
     """
     try:
         next(given.manifests.iterdir(), None)
@@ -60,7 +60,8 @@ def read(given: Inputs) -> tuple[Tracker, tuple[Problem, ...]]:
             f"manifests directory {given.manifests}: {error.strerror}; "
             "choose another with --manifests"
         ) from None
-    listed, problems = ManifestSource(given.manifests).read()
+    memory = given.state_dir / state.LAST_GOOD
+    listed, problems = ManifestSource(given.manifests, memory).read()
     tracker = Tracker(ClusterIPs(given.service_cidrs, state.read_claims(given.state_dir)))
     dns = _dns_service(given)
     tracker.fold(dns.add(listed) if dns else listed)

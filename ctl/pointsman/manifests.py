@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pointsman import lastgood
 from pointsman.dirwatch import DirectoryWatch
 from pointsman.documents import ManifestFile
 from pointsman.events import Changed, Event, Listed, Problem, Problems
@@ -26,12 +27,14 @@ class ManifestSource:
 
     `max_bytes` is the most a file may have. Changes are read once the directory has been quiet
     for `quiet` seconds (or has been busy for 20 times that), and everything is looked at again
-    every `rescan` seconds, for file systems that tell no one about changes.
+    every `rescan` seconds, for file systems that tell no one about changes. `memory` is a file
+    where `run` keeps the last good versions for the next start.
     """
 
     def __init__(
         self,
         directory: Path,
+        memory: Path | None = None,
         *,
         max_bytes: int = MAX_BYTES,
         quiet: float = 0.06,
@@ -51,6 +54,8 @@ class ManifestSource:
         self._blind = False
         #: Of the file system that the directory was on when it was last read.
         self._device: int | None = None
+        self._memory = memory
+        self._recall()
 
     def read(self) -> tuple[Listed, Problems]:
         """Reads what has changed since the last time (at first: all) and gives the whole state."""
@@ -71,6 +76,7 @@ class ManifestSource:
             known = not self._blind
             if known:
                 put(listed)
+                self._remember()
             told: list[Problem] = []
             looked = time.monotonic()
             while not stop.is_set():
@@ -86,9 +92,23 @@ class ManifestSource:
                     if not known and not self._blind:
                         known = True
                         put(self._listed())
+                        self._remember()
                     elif changed.objects or changed.deleted:
                         put(changed)
+                        self._remember()
                     looked = time.monotonic()
+
+    def _recall(self) -> None:
+        """Takes what was in force before a restart for what the files said when last read: the
+        first reading then treats bad ones like any later one does."""
+        for path, obj in lastgood.load(self._memory) if self._memory else ():
+            self._files.setdefault(path, ManifestFile(path)).objects[obj.ref] = obj
+            self._claims.setdefault(obj.ref, []).append(path)
+            self._in_force[obj.ref] = path, obj
+
+    def _remember(self) -> None:
+        if self._memory:
+            lastgood.save(self._memory, self._in_force.values())
 
     def _settle(self, event: threading.Event) -> None:
         """Waits for the end of a burst of events: half of a file would delete the other half."""
@@ -102,7 +122,8 @@ class ManifestSource:
         directory = str(self._directory)
         found = walk(directory)
         self._faults, unreadable = list(found.faults), list(found.unreadable)
-        if found.root and self._files and not found.files and found.root[0] != self._device:
+        moved = self._device is not None and found.root and found.root[0] != self._device
+        if moved and self._files and not found.files:
             # An unmounted directory is not missing: what it was mounted on comes to light.
             message = "it is empty now, and on another file system than before: is it unmounted?"
             mend = "mount it again; if it is to be empty, restart the agent"

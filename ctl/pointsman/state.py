@@ -14,6 +14,7 @@ from pointsman.objects import Ref
 
 STATUS = "status.json"
 CLAIMS = "cluster-ips.json"
+LAST_GOOD = "last-good.json"
 LOCK = "agent.lock"
 
 

@@ -168,7 +168,11 @@ CHANGES = {
     "the program": ((("sock.c", "#define REJECT 0", "#define REJECT 0 /* changed */"),), ()),
     "the layout": (
         (
-            ("abi.h", "\t__u32 owner; /* the service port, index", "\t__u32 first_;\n\t__u32 second_;\n\t__u32 owner; /* the service port, index"),
+            (
+                "abi.h",
+                "\t__u32 owner; /* the service port, index",
+                "\t__u32 first_;\n\t__u32 second_;\n\t__u32 owner; /* the service port, index",
+            ),
             ("abi.h", "\t__u32 reserved[6];", "\t__u32 reserved[4];"),
         ),
         (),

@@ -779,3 +779,47 @@ def test_only_changed_files_are_parsed_again(
     opened.clear()
     assert look(source)[0] == {"a": 80, "b": 2}
     assert opened == ["b.yaml"]
+
+
+class TestRestart:
+    """What was in force before a restart stays in force when its file is bad by then."""
+
+    GOOD = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n"
+
+    def _first_run(self, directory: Path, memory: Path) -> None:
+        stop = threading.Event()
+        source = ManifestSource(directory, memory, quiet=0.01)
+        source.run(lambda _: stop.set(), stop)
+        assert memory.exists()
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            pytest.param("{ this is no YAML", id="unreadable-file"),
+            pytest.param(GOOD.replace("port: 80", "port: 99999"), id="bad-object"),
+        ],
+    )
+    def test_the_last_good_version_outlives_the_process(self, tmp_path: Path, bad: str) -> None:
+        directory, memory = tmp_path / "m", tmp_path / "memory.json"
+        directory.mkdir()
+        (directory / "web.yaml").write_text(self.GOOD)
+        self._first_run(directory, memory)
+        (directory / "web.yaml").write_text(bad)
+        listed, problems = ManifestSource(directory, memory).read()
+        assert [obj.ref.name for obj in listed.objects] == ["web"]
+        assert problems.problems
+
+    def test_what_was_deleted_meanwhile_is_gone(self, tmp_path: Path) -> None:
+        directory, memory = tmp_path / "m", tmp_path / "memory.json"
+        directory.mkdir()
+        (directory / "web.yaml").write_text(self.GOOD)
+        self._first_run(directory, memory)
+        (directory / "web.yaml").unlink()
+        listed, problems = ManifestSource(directory, memory).read()
+        assert not listed.objects and not problems.problems
+
+    def test_a_memory_that_makes_no_sense_is_no_memory(self, tmp_path: Path) -> None:
+        directory, memory = tmp_path / "m", tmp_path / "memory.json"
+        directory.mkdir()
+        memory.write_text('{"services": 1}')
+        assert ManifestSource(directory, memory).read()[0].objects == ()

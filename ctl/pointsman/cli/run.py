@@ -153,7 +153,9 @@ def up(
         dns_upstreams=tuple(forward),
         sizes=_sizes(max_services, max_slots, max_endpoints),
     )
-    agent = Agent(settings, ManifestSource(settings.manifests))
+    agent = Agent(
+        settings, ManifestSource(settings.manifests, settings.state_dir / state.LAST_GOOD)
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     agent.run()
