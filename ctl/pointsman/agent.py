@@ -86,7 +86,9 @@ class Agent:
         self._garbage: queue.SimpleQueue[tuple[Garbage, Planner] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._pins = Pins(settings.bpffs, settings.sizes)
-        self._context = Context()
+        #: None until the node's addresses are known: a VIP among them must never be translated.
+        self._context: Context | None = None
+        self._touched: set[Ref] = set()  # not resolved yet
         self._entries: dict[Ref, tuple[Entry, ...]] = {}
         self._resolve_problems: dict[Ref, tuple[Problem, ...]] = {}
         self._source_problems: tuple[Problem, ...] = ()
@@ -252,30 +254,29 @@ class Agent:
         return messages
 
     def _take(self, messages: list[_Message]) -> None:
-        touched: set[Ref] = set()
         retry = listed = False
         for message in messages:
             if isinstance(message, Listed | Changed):
                 event = self._dns_service.add(message) if self._dns_service else message
-                touched |= self._tracker.fold(event)
+                self._touched |= self._tracker.fold(event)
                 listed |= isinstance(message, Listed)
             elif isinstance(message, Problems):
                 self._source_problems = message.problems
                 self._status_due = True
             elif isinstance(message, _Addresses):
-                touched |= self._take_addresses(message.addresses)
+                self._touched |= self._take_addresses(message.addresses)
             elif message.planner is self._planner:
                 self._planner.reclaim(message.garbage)
                 retry = bool(self._planner.unplaced)
-        if not self._tracker.listed:
-            self._report_problems()
-            return
-        if touched or listed or retry:
+        ready = self._tracker.listed and self._context is not None
+        if ready and (self._touched or not self._attached or listed or retry):
+            touched, self._touched = self._touched, set()
             self._sync(touched)
         self._report_problems()
 
     def _take_addresses(self, addresses: frozenset[Address]) -> set[Ref]:
-        changed = addresses ^ self._context.local_addresses
+        before = self._context.local_addresses if self._context else frozenset()
+        changed = addresses ^ before
         self._context = Context(addresses)
         return {s.ref for s in local_vips(self._tracker.services.values(), changed)}
 
@@ -298,6 +299,7 @@ class Agent:
 
     def _resolve(self, touched: set[Ref]) -> dict[Ref, tuple[Entry, ...]]:
         changed: dict[Ref, tuple[Entry, ...]] = {}
+        context = self._context or Context()
         for ref in touched:
             service = self._tracker.services.get(ref)
             slices = self._tracker.slices(ref)
@@ -306,7 +308,7 @@ class Agent:
                     self._zone.put(service, slices)
                 else:
                     self._zone.delete(ref)
-            entries, problems = resolve(service, slices, self._context) if service else ((), ())
+            entries, problems = resolve(service, slices, context) if service else ((), ())
             if problems:
                 self._resolve_problems[ref] = problems
             else:
@@ -368,7 +370,7 @@ class Agent:
             )
             for r, reason in self._planner.unplaced.items()
         ]
-        local = self._context.local_addresses
+        local = self._context.local_addresses if self._context else frozenset()
         found += [
             Problem(
                 "its ClusterIP is assigned to a device of this node, so it is not translated",

@@ -20,21 +20,22 @@ from typing import Any
 
 import msgspec
 
-from pointsman import bpf
+from pointsman import abi, bpf
 from pointsman.agent import Agent, Settings
 from pointsman.clusterip import ClusterIPs
 from pointsman.events import Changed, Event, Listed
 from pointsman.maps import View, apply
 from pointsman.objects import EndpointSlice, Service
-from pointsman.pins import Sizes
+from pointsman.pins import Pins
 from pointsman.plan import Plan
 from pointsman.resolve import Context, resolve
 from pointsman.tracker import Tracker
 from pointsman.values import TCP, Frontend, to_address
-from tests.bench.datapath import BIG, vip
+from tests.bench.datapath import BIG
+from tests.bench.datapath import vip as low_vip
 from tests.bench.report import show
 from tests.support.agents import AgentProcess
-from tests.support.kernel import Cgroup, Lab, own_network, until
+from tests.support.kernel import Cgroup, Lab, until
 
 ENDPOINTS = 10
 #: Room for 10,000 Services × 10 endpoints and for their changes.
@@ -42,6 +43,10 @@ ROOM = ("--max-services", "32768", "--max-slots", "262144", "--max-endpoints", "
 CIDR = "10.96.0.0/12"
 
 Figure = tuple[float, float, float]
+
+
+def vip(number: int) -> str:
+    return low_vip((1 << 16) + number)  # out of the way of the built-in DNS Service's
 
 
 def figure(values: Iterable[float]) -> Figure:
@@ -295,9 +300,11 @@ def _changes(count: int, wanted: int) -> list[float]:
             assert agent.ready.wait(120), agent.failed
             time.sleep(1)
             taken = []
-            for turn in range(1, wanted + 1):
+            moved = [0] * (count + 1)
+            for _ in range(wanted):
                 number = rng.randint(1, count)
-                data = json.dumps(endpoint_slice(number, 1 + turn % 4)).encode()
+                moved[number] = moved[number] % 4 + 1
+                data = json.dumps(endpoint_slice(number, moved[number])).encode()
                 event = Changed((_decode_slice(data),))
                 agent.done.clear()
                 began = time.perf_counter()
@@ -311,20 +318,173 @@ def _changes(count: int, wanted: int) -> list[float]:
             agent.stop()
             thread.join()
             gc.unfreeze()
-            AgentProcess.unload(name, directory)
+            Pins(settings.bpffs).unload()
+            shutil.rmtree(settings.bpffs, ignore_errors=True)
 
 
-def _percentiles(values: list[float]) -> tuple[Figure, Figure]:
-    """p50 and p99 of all, with the lowest and highest of five parts in turn."""
+def _percentile(values: list[float], percent: int) -> Figure:
+    """Of all values, with the lowest and highest that it has in five parts of the run."""
     size = len(values) // 5
     parts = [values[i * size : (i + 1) * size] for i in range(5)]
-    p50, p99 = (
-        (quantiles(values, n=100)[at], *map(float, _ends(quantiles(p, n=100)[at] for p in parts)))
-        for at in (49, 98)
-    )
-    return p50, p99
+    whole, *each = (quantiles(v, n=100, method="inclusive")[percent - 1] for v in (values, *parts))
+    return whole, min(each), max(each)
 
 
-def _ends(values: Iterable[float]) -> tuple[float, float]:
-    each = list(values)
-    return min(each), max(each)
+def change(quick: bool) -> Any:
+    """Milliseconds from a watch event in hand to the set switched, and from a file's rename."""
+    figures: dict[str, Figure] = {}
+
+    def tell(label: str, taken: list[float], *bars: str) -> None:
+        for percent, bar in zip((50, 99), bars or ("", ""), strict=True):
+            figures[f"{label} p{percent}"] = _percentile(taken, percent)
+            show(f"{label}: p{percent}", figures[f"{label} p{percent}"], bar, " ms")
+
+    wanted = 200 if quick else 1000
+    for count in (100, 10_000):
+        bars = ("≤ 2", "≤ 10")
+        tell(f"{count} Services, event", _changes(count, wanted), *bars)
+    for count in (100, 10_000):
+        taken = _renames(count, 25 if quick else 100)
+        tell(f"{count} Services, file renamed (60 ms of them quiet)", taken)
+    return figures
+
+
+# -- a process of its own ------------------------------------------------------------------------
+
+
+class _Node(AgentProcess):
+    """`pointsman up` with DNS on, as it is by default."""
+
+    def start(self, *options: str, source: Path | None = None, wait: bool = True) -> None:
+        arguments = [
+            "up", "--manifests", self.manifests, "--cgroup", self.cgroup, "--bpffs", self.root,
+            "--run-dir", self.run_dir, "--state-dir", self.state_dir, *options,
+        ]  # fmt: skip
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pointsman.cli.main", *map(str, arguments)],
+                stdout=log,
+                stderr=log,
+                env=self._environment(source),
+            )
+        if wait:
+            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 120)
+
+    def fill(self, count: int) -> None:
+        """Lists of a thousand objects a file, and Service 1's EndpointSlice in one of its own."""
+        for at in range(1, count + 1, 1000):
+            numbers = range(at, min(at + 1000, count + 1))
+            for name, make in (("services", service), ("slices", endpoint_slice)):
+                chosen = (n for n in numbers if n > 1 or make is service)
+                self.write(f"{name}-{at}.json", as_list(map(make, chosen)).decode())
+        self.move(0)
+
+    def move(self, moved: int) -> None:
+        self.write("one.json", json.dumps(endpoint_slice(1, moved)))
+
+
+@contextmanager
+def _process(name: str, count: int) -> Iterator[_Node]:
+    with _node(name) as (directory, cgroup, unique):
+        node = _Node(directory, cgroup.path, unique)
+        try:
+            node.fill(count)
+            yield node
+        finally:
+            node.close()
+
+
+def _renames(count: int, wanted: int) -> list[float]:
+    """Milliseconds from a manifest's rename to the set switched by an agent of its own."""
+    with _process("rename", count) as node:
+        node.start(*ROOM)
+        directory = node.root / "current" / "maps"
+        with _first_set(directory) as value:
+            taken = []
+            for turn in range(wanted):
+                before = value()
+                began = time.perf_counter()
+                node.move(1 + turn % 4)
+                while value() == before:
+                    time.sleep(0.0002)
+                    assert time.perf_counter() < began + 30, node.log.read_text()
+                taken.append((time.perf_counter() - began) * 1e3)
+                time.sleep(0.15)
+        return taken
+
+
+@contextmanager
+def _first_set(directory: Path) -> Iterator[Callable[[], bytes]]:
+    """Reads the set of Service 1, of mapped memory."""
+    view = View(directory)
+    ident = view.find(Frontend(to_address(vip(1)), 80, TCP))
+    view.close()
+    assert ident is not None
+    opened = bpf.Map.open(directory / "services")
+    array = bpf.Array(opened, read_only=True)
+    at = ident * array.stride + abi.layouts()["service"].field("set").offset
+    try:
+        yield lambda: array.memory[at : at + 8]
+    finally:
+        array.close()
+        opened.close()
+
+
+def _resident(pid: int) -> tuple[float, float]:
+    """Megabytes that a process has resident: mapped BPF arrays apart, and those."""
+    sizes = {True: 0, False: 0}
+    mapped = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        word, *rest = line.split()
+        if not word.endswith(":"):
+            mapped = "anon_inode:bpf-map" in rest
+        elif word == "Rss:":
+            sizes[mapped] += int(rest[0])
+    return sizes[False] / 1024, sizes[True] / 1024
+
+
+def memory(quick: bool) -> Any:
+    """Megabytes resident in an idle agent after its first sync, DNS on, mapped arrays apart."""
+    figures: dict[str, Figure] = {}
+    for count, options, bar in ((100, (), "≤ 60"), (10_000, ROOM, "≤ 200")):
+        found = []
+        with _process("memory", count) as node:
+            for _ in range(1 if quick else 3):
+                node.start(*options)
+                assert node.process
+                time.sleep(3)
+                found.append(_resident(node.process.pid))
+                node.stop()
+        label = f"{count} Services × {ENDPOINTS}"
+        figures[label] = figure(own for own, _ in found)
+        show(label, figures[label], bar, " MB")
+        show("  mapped arrays", figure(mapped for _, mapped in found), "", " MB")
+    return figures
+
+
+def restart(quick: bool) -> Any:
+    """Seconds from exec to an attached agent, 100 Services: programs pinned, and compiled."""
+    found: dict[str, list[float]] = {"pinned": [], "compiled (nothing pinned)": []}
+    with _process("restart", 100) as node:
+        for _ in range(2 if quick else 4):
+            for label, repeats in (("compiled (nothing pinned)", 1), ("pinned", 4)):
+                if repeats == 1:
+                    node.cli("unload")
+                for _ in range(repeats):
+                    began = time.perf_counter()
+                    node.start(wait=False)
+                    until(node.attached, "an attached agent")
+                    found[label].append(time.perf_counter() - began)
+                    node.stop()
+    figures = {label: figure(each) for label, each in found.items()}
+    show("pinned", figures["pinned"], "≤ 1", " s")
+    show("compiled (nothing pinned)", figures["compiled (nothing pinned)"], "", " s")
+    return figures
+
+
+BENCHES: dict[str, Callable[[bool], Any]] = {
+    "sync": sync,
+    "change": change,
+    "memory": memory,
+    "restart": restart,
+}

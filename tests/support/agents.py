@@ -70,10 +70,12 @@ class AgentProcess:
         temporary.write_text(text)
         temporary.rename(self.manifests / name)
 
-    def start(self, *options: str, source: Path | None = None, wait: bool = True) -> None:
+    def start(
+        self, *options: str, source: Path | None = None, wait: bool = True, dns: str = "off"
+    ) -> None:
         arguments = [
             "up", "--manifests", self.manifests, "--cgroup", self.cgroup, "--bpffs", self.root,
-            "--run-dir", self.run_dir, "--state-dir", self.state_dir, "--dns", "off", *options,
+            "--run-dir", self.run_dir, "--state-dir", self.state_dir, "--dns", dns, *options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

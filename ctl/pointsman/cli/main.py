@@ -12,6 +12,7 @@ from pointsman.cli.health import status, verify
 from pointsman.cli.look import explain, get
 from pointsman.cli.maps import map_group
 from pointsman.cli.run import load, unload, up
+from pointsman.dnslisten import DnsListenError
 from pointsman.errors import PointsmanError
 
 
@@ -59,6 +60,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        # What the system refused and no code above says better: a DNS port that is taken, say.
+        text = error.strerror if isinstance(error, DnsListenError) else error
+        click.echo(f"Error: {text}", err=True)
+        sys.exit(PointsmanError.exit_code)
 
 
 if __name__ == "__main__":
