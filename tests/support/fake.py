@@ -182,7 +182,10 @@ class FakeDatapath:
         lines = []
         for frontend, (backends, empty) in sorted(self.state().items()):
             owner = self.names[self.services[self.frontends[frontend]].owner]
-            what = " ".join(endpoint_text(*backend) for backend in backends) or ("refused", "unreachable")[empty]
+            what = (
+                " ".join(endpoint_text(*backend) for backend in backends)
+                or ("refused", "unreachable")[empty]
+            )
             lines.append(f"{frontend} {owner} → {what}")
         return "\n".join(lines)
 

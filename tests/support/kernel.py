@@ -128,6 +128,11 @@ class Lab:
         self.pins.drop_others(self.loaded.generation)
         return changed
 
+    def adopt(self) -> None:
+        """Starts over from what the maps hold, after something else wrote them."""
+        self.planner = take_over(self.maps)
+        self.clear()
+
     def close(self) -> None:
         if hasattr(self, "maps"):
             self.maps.close()

@@ -1,0 +1,44 @@
+"""What an agent knows of its own node."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+
+from tests.support.agents import AgentProcess, endpoints, service
+from tests.support.kernel import run, tcp_server, until
+
+pytestmark = pytest.mark.kernel
+
+
+def outcome(address: tuple[str, int]) -> int:
+    """0 or the errno of a connect."""
+    with socket.socket() as client:
+        return client.connect_ex(address)
+
+
+def test_a_vip_that_a_device_of_this_node_has_is_not_translated(node: AgentProcess) -> None:
+    """NodeLocal DNSCache listens on the ClusterIP itself."""
+    with tcp_server("10.244.0.1") as (server, port):
+        node.write("web.yaml", service("web", "10.96.0.1"))
+        node.write("endpoints.yaml", endpoints("web", ("10.244.0.1", port)))
+        run("ip", "addr", "add", "10.96.0.1/32", "dev", "lo")
+        try:
+            node.start()
+            assert outcome(("10.96.0.1", 80)) == errno.ECONNREFUSED, "nobody listens there"
+            [problem] = node.status()["problems"]
+            assert "assigned to a device" in problem["message"]
+            with tcp_server("10.96.0.1") as (_, local):
+                assert outcome(("10.96.0.1", local)) == 0
+        finally:
+            run("ip", "addr", "del", "10.96.0.1/32", "dev", "lo")
+        # Gone from the device: from now on it is the Service's.
+        until(lambda: outcome(("10.96.0.1", 80)) == 0, "translation")
+        server.accept()[0].close()
+        run("ip", "addr", "add", "10.96.0.1/32", "dev", "lo")
+        try:
+            until(lambda: outcome(("10.96.0.1", 80)) == errno.ECONNREFUSED, "the device's again")
+        finally:
+            run("ip", "addr", "del", "10.96.0.1/32", "dev", "lo")
