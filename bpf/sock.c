@@ -54,8 +54,8 @@ static __always_inline int verdict(int error)
 #ifdef HAVE_MPTCP
 /*
  * The program sees a subflow connect, getpeername is asked of the MPTCP socket: the socket's
- * address in the kernel is what both can name. It is checked against the real peer, so an address
- * used again shows nothing wrong.
+ * address in the kernel is what both can name. It is forgotten when the socket is released, because
+ * the kernel uses addresses again.
  */
 static __always_inline void record_mptcp(struct bpf_sock_addr *ctx, const struct frontend_key *vip,
 					 const struct slot *slot)
@@ -77,8 +77,17 @@ static __always_inline void record_mptcp(struct bpf_sock_addr *ctx, const struct
 	record.peer_port = slot->port;
 	mptcp.update(&key, &record);
 }
+
+static __always_inline void forget_mptcp(struct bpf_sock *ctx)
+{
+	__u64 key = (__u64)ctx; /* the context of this hook is the socket itself */
+
+	if (ctx->protocol == IPPROTO_MPTCP)
+		mptcp.delete(&key);
+}
 #else
 #define record_mptcp(ctx, vip, slot)
+#define forget_mptcp(ctx)
 #endif
 
 /*
@@ -334,5 +343,6 @@ int sock_release(struct bpf_sock *ctx)
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 
 	free_record(cookie, bucket_of(cookie));
+	forget_mptcp(ctx);
 	return PROCEED;
 }

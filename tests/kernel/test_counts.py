@@ -127,6 +127,18 @@ def test_mptcp_counts_once_and_its_peer_is_the_vip(lab: Lab) -> None:
         until(lambda: lab.records() == 0, "the subflow's record freed")
 
 
+def test_an_mptcp_socket_shows_no_vip_of_one_that_was_at_its_address_before(lab: Lab) -> None:
+    with tcp_server(protocol=IPPROTO_MPTCP) as (server, port):
+        lab.serve(*VIP, TCP, ("127.0.0.1", port))
+        for turn in range(100):
+            for peer in (VIP, ("127.0.0.1", port)):
+                with socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP) as client:
+                    client.connect(peer)
+                    assert client.getpeername() == peer, f"turn {turn}"
+                    server.accept()[0].close()
+        assert len(list(lab.maps.map("mptcp").items())) == 0
+
+
 def test_connecting_again_moves_the_count(lab: Lab) -> None:
     with service(lab) as (server, port), socket.socket() as client:
         client.connect(VIP)
