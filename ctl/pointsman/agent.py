@@ -38,6 +38,7 @@ log = logging.getLogger("pointsman.agent")
 _BATCH = 1000  # events folded into one plan at most
 _RETRY = 1.0  # seconds until a failed sync is tried again
 _HEARTBEAT = 1.0  # seconds between two writings of the status file, at most
+_COLLECT = gc.get_threshold()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,11 @@ class Settings:
 
 
 class Source(Protocol):
-    """Where objects come from. `run` puts a Listed first, returns when `stop` is set."""
+    """Where objects come from. `run` puts a Listed first, returns when `stop` is set. `where`
+    names the file or API path of an object, "" if it knows none; any thread may ask."""
 
     def run(self, put: Callable[[Event], None], stop: threading.Event) -> None: ...
+    def where(self, ref: Ref) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ class Agent:
     def run(self) -> None:
         """Loads, syncs, attaches and follows the source until `stop`."""
         settings = self._settings
+        # Until `_attach` next to nothing dies: looking for it would be half of a first sync.
+        gc.set_threshold(10_000_000)
         lock = state.Lock(settings.run_dir)
         threads: list[threading.Thread] = []
         dns: DnsServer | None = None
@@ -349,6 +354,7 @@ class Agent:
         # collector's way, whose pauses would else be longer than a change takes.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_COLLECT)
         self._write_status()
         self.ready.set()
 
@@ -380,7 +386,15 @@ class Agent:
             )
             for service in local_vips(self._tracker.services.values(), local)
         ]
-        return found
+        return [self._located(problem) for problem in found]
+
+    def _located(self, problem: Problem) -> Problem:
+        """What came up after the source had let the object in lacks the file that it is from."""
+        kind, _, key = problem.object.partition(" ")
+        if problem.where or not key:
+            return problem
+        namespace, _, name = key.partition("/")
+        return dataclasses.replace(problem, where=self._source.where(Ref(kind, namespace, name)))
 
     def _report_problems(self) -> None:
         if not self._status_due:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ class ClusterIPs:
                 raise ValueError(f"{cidr}: there is already a service CIDR of {pool.family}")
             self._pools[pool.family] = pool
         self._owners: dict[str, Ref] = {}
+        self._claims: dict[str, Ref] | None = None  # a copy, until the next change
         self._held: defaultdict[Ref, list[str]] = defaultdict(list)
         # What a Service waits for, an address or a pool's family; and who waits, first come first.
         self._waits: defaultdict[Ref, set[str]] = defaultdict(set)
@@ -51,8 +53,13 @@ class ClusterIPs:
 
     @property
     def claims(self) -> dict[str, Ref]:
-        """Address, in its shortest form, to its owner: what is to be saved for the next start."""
-        return dict(self._owners)
+        """Address, in its shortest form, to its owner: what is to be saved for the next start.
+
+        The same dict until an owner changes, and never changed itself.
+        """
+        if self._claims is None:
+            self._claims = dict(self._owners)
+        return self._claims
 
     def assign_all(self, services: Iterable[Service]) -> tuple[list[Service], list[Problem]]:
         """As `assign`, for the complete list of Services, in which it keeps their order.
@@ -175,6 +182,7 @@ class ClusterIPs:
 
     def _take(self, address: str, ref: Ref) -> None:
         if address not in self._owners:
+            self._claims = None
             self._owners[address] = ref
             self._held[ref].append(address)
             if pool := self._pools.get(_family(address)):
@@ -182,6 +190,7 @@ class ClusterIPs:
 
     def _keep_only(self, ref: Ref, wanted: Sequence[str]) -> None:
         for address in [a for a in self._held.get(ref, ()) if a not in wanted]:
+            self._claims = None
             del self._owners[address]
             self._held[ref].remove(address)
             self._due |= self._queues.get(address, {})
@@ -269,8 +278,10 @@ def _problem(ref: Ref, field: str, message: str, mend: str) -> Problem:
 
 def _canonical(text: str) -> str | None:
     try:
+        if ":" not in text:  # by far the most; ipaddress takes much longer
+            return socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text))
         return str(ipaddress.ip_address(text))
-    except ValueError:
+    except (ValueError, OSError):
         return None
 
 

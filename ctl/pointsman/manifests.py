@@ -23,7 +23,8 @@ MAX_BYTES = 16 << 20
 
 
 class ManifestSource:
-    """The objects in a directory's manifests. `read` and `run` belong to one thread.
+    """The objects in a directory's manifests. `read` and `run` belong to one thread; `where` is
+    for any.
 
     `max_bytes` is the most a file may have. Changes are read once the directory has been quiet
     for `quiet` seconds (or has been busy for 20 times that), and everything is looked at again
@@ -97,6 +98,11 @@ class ManifestSource:
                         put(changed)
                         self._remember()
                     looked = time.monotonic()
+
+    def where(self, ref: Ref) -> str:
+        """The file that an object in force is from, "" if it is not in force."""
+        path, _ = self._in_force.get(ref, ("", None))
+        return path
 
     def _recall(self) -> None:
         """Takes what was in force before a restart for what the files said when last read: the

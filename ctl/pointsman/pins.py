@@ -291,8 +291,8 @@ class Pins:
         if "error" not in reply:
             return
         shutil.rmtree(generation.directory, ignore_errors=True)
-        detail = done.stderr.strip().splitlines()[-12:]
         kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
+        detail = _telling(done.stderr.strip().splitlines())
         hint = "; kernel 5.18 or newer is needed" if kind is errors.KernelTooOld else ""
         raise kind("\n  ".join([reply["error"] + hint, *detail]))
 
@@ -361,6 +361,13 @@ class Pins:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         return removed
+
+
+def _telling(lines: list[str], room: int = 12) -> list[str]:
+    """The part that says why: a compiler's first error, whose followers it may have caused, or
+    the end of the verifier's log."""
+    first = next((i for i, line in enumerate(lines) if " error: " in line), None)
+    return lines[-room:] if first is None else lines[first : first + room]
 
 
 def _exists(generation: Generation, name: str) -> bool:

@@ -9,6 +9,7 @@ of them: new endpoints → new slots → new services → switch sets → add fr
 from __future__ import annotations
 
 import socket
+from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -170,11 +171,13 @@ class Planner:
         self._names: dict[int, PortName] = {}  # the same, the other way round
         self._users: dict[int, int] = {}  # owner id → frontends
         self._extents: dict[tuple[int, tuple[Backend, ...]], _Extent] = {}
-        self._endpoints: dict[int, dict[Backend, tuple[int, int, int]]] = {}  # id, gen, extents
+        self._endpoints: dict[int, dict[Backend, int]] = {}  # owner id → endpoint ids
         self._claims: dict[Frontend, Ref] = {}
         self._frontends: dict[Ref, tuple[Frontend, ...]] = {}
         self._wanted: dict[Ref, tuple[Entry, ...]] = {}
-        self._generations: dict[int, int] = {}
+        # Of each endpoint id. Arrays: there may be a hundred thousand of them.
+        self._generations = array("I", bytes(4 * limits.endpoints))  # 0: never used
+        self._uses = array("I", bytes(4 * limits.endpoints))  # extents that it is in
         #: Services that could not be placed as wanted, and why. Tried again with every plan.
         self.unplaced: dict[Ref, str] = {}
         self._leftovers = Plan()
@@ -192,7 +195,8 @@ class Planner:
     def _adopt(self, snapshot: Snapshot, inherited: Snapshot | None) -> None:
         """Takes over what a former agent left. What nothing refers to is swept by the first plan:
         its memory is given back after a grace period like everything else."""
-        self._generations = {i: g & ~RETIRED for i, g in snapshot.generations.items() if g}
+        for ident, generation in snapshot.generations.items():
+            self._generations[ident] = generation & ~RETIRED
         taken: dict[int, tuple[int, Backend]] = {}  # endpoint id → what it stands for
         runs: list[tuple[int, int]] = []
         at = 0
@@ -242,7 +246,11 @@ class Planner:
         self._owner_ids = _Ids(
             self.limits.services, set(snapshot.names) | set(self._old_owners.values())
         )
-        self._endpoint_ids = _Ids(self.limits.endpoints, self._generations)
+        known = [snapshot.generations, inherited.generations if inherited else {}]
+        size = self.limits.endpoints
+        self._endpoint_ids = _Ids(
+            size, (i for each in known for i, generation in each.items() if generation and i < size)
+        )
         self._sweep(snapshot, runs, used_services, taken)
 
     def _inherit(self, snapshot: Snapshot, inherited: Snapshot) -> None:
@@ -264,8 +272,11 @@ class Planner:
                     self._old_endpoints[name, backend] = (ident, generation)
         kept = {ident for ident, _ in self._old_endpoints.values()}
         for ident, generation in inherited.generations.items():
-            self._generations.setdefault(ident, generation & ~RETIRED)
-            if ident < limits.endpoints and not {ident} & (kept | snapshot.generations.keys()):
+            if not generation or ident >= limits.endpoints:
+                continue
+            if not self._generations[ident]:
+                self._generations[ident] = generation & ~RETIRED
+            if ident not in kept and ident not in snapshot.generations:
                 # A record may still name it: it must not look like a number never used.
                 self._leftovers.retired.append((ident, generation | RETIRED))
                 self._leftovers.garbage.endpoints.append(ident)
@@ -297,9 +308,10 @@ class Planner:
             if generations.get(ident) != generation:
                 return False
         mine = self._endpoints.setdefault(element.owner, {})
-        for backend, ident, generation in members:
+        for backend, ident, _ in members:
             taken[ident] = (element.owner, backend)
-            mine[backend] = (ident, generation, mine.get(backend, (0, 0, 0))[2] + 1)
+            mine[backend] = ident
+            self._uses[ident] += 1
         self._extents[key] = _Extent(element.first, key[1])
         return True
 
@@ -505,9 +517,10 @@ class Planner:
                 )
             packed = []
             for backend in members:
-                ident, generation, users = mine[backend]
-                mine[backend] = (ident, generation, users + 1)
+                ident = mine[backend]
+                self._uses[ident] += 1
                 address, port = backend
+                generation = self._generations[ident]
                 packed.append(_pack_slot(address, _htons(port), ident, generation, owner))
             plan.slots.append((first, b"".join(packed)))
             extent = self._extents[key] = _Extent(first, members)
@@ -528,11 +541,11 @@ class Planner:
                 self._endpoint_ids.free(taken)
                 return False
             taken.append(ident)
-            generation = self._generations.get(ident, 0) + 1
+            generation = self._generations[ident] + 1
             found.append((ident, generation if generation < RETIRED else 1))
         for backend, (ident, generation) in zip(new, found, strict=True):
             self._generations[ident] = generation
-            mine[backend] = (ident, generation, 0)
+            mine[backend] = ident
         plan.generations += found
         return True
 
@@ -546,12 +559,11 @@ class Planner:
         plan.garbage.extents.append((extent.first, len(extent.members)))
         mine = self._endpoints[owner]
         for backend in extent.members:
-            ident, generation, users = mine[backend]
-            if users > 1:
-                mine[backend] = (ident, generation, users - 1)
-            else:
+            ident = mine[backend]
+            self._uses[ident] -= 1
+            if not self._uses[ident]:
                 del mine[backend]
-                plan.retired.append((ident, generation | RETIRED))
+                plan.retired.append((ident, self._generations[ident] | RETIRED))
                 plan.garbage.endpoints.append(ident)
         if not mine:
             del self._endpoints[owner]

@@ -6,7 +6,7 @@ for terminating endpoints.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from pointsman import abi
@@ -67,7 +67,7 @@ def resolve(
     entries: list[Entry] = []
     problems: list[Problem] = []
     relevant = [s for s in slices if HEADLESS_LABEL not in s.metadata.labels]
-    affinity = _affinity(service)
+    problems += _not_honoured(service)
     ports = [port for port in service.spec.ports if _supported(service, port, problems)]
     names = [
         PortName(service.metadata.namespace, service.metadata.name, port.name) for port in ports
@@ -84,7 +84,6 @@ def resolve(
                     endpoints=usable(relevant, family, port.name, port.protocol),
                     empty=EMPTY_REFUSE,
                     algorithm=ALGORITHM_RANDOM,
-                    affinity=affinity,
                 )
             )
         if names:
@@ -107,12 +106,28 @@ def _supported(service: Service, port: ServicePort, problems: list[Problem]) -> 
     return False
 
 
-def _affinity(service: Service) -> int:
-    if service.spec.session_affinity != "ClientIP":
-        return 0
-    config = service.spec.session_affinity_config
-    client_ip = config.client_ip if config else None
-    return client_ip.timeout_seconds if client_ip else 10800
+def _not_honoured(service: Service) -> Iterator[Problem]:
+    """What kube-proxy would do with this Service and Pointsman does not do yet."""
+    spec = service.spec
+    outside = "only its ClusterIP is served, from this node's own processes"
+    for field, found, instead in (
+        ("sessionAffinity", spec.session_affinity == "ClientIP", "endpoints are chosen at random"),
+        (
+            "internalTrafficPolicy",
+            spec.internal_traffic_policy == "Local",
+            "endpoints of all nodes are used",
+        ),
+        ("type", spec.type in ("NodePort", "LoadBalancer"), outside),
+        ("externalIPs", bool(spec.external_ips), outside),
+    ):
+        if found:
+            yield Problem(
+                object=str(service.ref),
+                field=f"spec.{field}",
+                message=f"it is not honoured yet: {instead}",
+                mend="leave it out, or leave this Service to another proxy",
+                severity="warning",
+            )
 
 
 def usable(

@@ -110,7 +110,8 @@ class Tracker:
         """Fills in the ClusterIPs, also of the Services that had waited for one that is free now;
         all Services that may have others than before."""
         assigned: set[Ref] = set()
-        pending = [*refs]
+        # Who waits goes first; what was just deleted may be all that they waited for.
+        pending = [*dict.fromkeys((*self._due(), *refs))]
         while pending:
             for ref in pending:
                 service = self._written.get(ref)
@@ -122,8 +123,11 @@ class Tracker:
                 self.services[ref] = service
                 self._note(ref, found)
                 assigned.add(ref)
-            pending = [] if self._cluster_ips is None else [*self._cluster_ips.due()]
+            pending = [*self._due()]
         return assigned
+
+    def _due(self) -> tuple[Ref, ...]:
+        return self._cluster_ips.due() if self._cluster_ips else ()
 
     def _note(self, ref: Ref, problems: Iterable[Problem]) -> None:
         found = tuple(problems)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-Address = tuple[str, int]
 
 
 class Everyone:
@@ -19,20 +16,20 @@ class Everyone:
         self.port: int = server.getsockname()[1]
 
     def reached(self, vip: str, port: int = 80) -> str:
-        """The address of the endpoint that a connection gets, or the errno that it ends with."""
+        """The address of the endpoint that a connection gets, the errno that it ends with, or
+        "elsewhere" if another server took it."""
         with socket.socket(socket.AF_INET6 if ":" in vip else socket.AF_INET) as client:
             client.settimeout(5)
             try:
                 client.connect((vip, port))
             except OSError as error:
                 return errno.errorcode.get(error.errno or 0, str(error))
-            accepted, _ = self._server.accept()
+            try:
+                accepted, _ = self._server.accept()
+            except TimeoutError:
+                return "elsewhere"
             with accepted:
                 return str(accepted.getsockname()[0]).removeprefix("::ffff:")
-
-    def all_reached(self, vip: str, dials: int = 40) -> set[str]:
-        """The endpoints that so many connections get."""
-        return {self.reached(vip) for _ in range(dials)}
 
 
 @contextmanager
@@ -41,10 +38,5 @@ def everyone() -> Iterator[Everyone]:
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         server.bind(("::", 0))
         server.listen(1024)
-        server.settimeout(5)
+        server.settimeout(1)
         yield Everyone(server)
-
-
-def without_traces(names: list[str]) -> list[str]:
-    """Of these pins below /sys/fs/bpf, those that are still there."""
-    return [name for name in names if os.path.lexists(f"/sys/fs/bpf/{name}")]

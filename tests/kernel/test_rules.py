@@ -56,7 +56,7 @@ RULES = [
         id="tcp-close-ends-the-count",
     ),
     pytest.param(
-        ("sock.c", "\tfree_record(cookie, bucket_of(cookie));\n\treturn", "\treturn"),
+        ("sock.c", "\tfree_record(cookie, bucket_of(cookie));\n\tforget", "\tforget"),
         counts.test_a_udp_socket_that_connects_again_moves_its_count,
         id="release-ends-the-count-of-the-rest",
     ),

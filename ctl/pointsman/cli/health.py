@@ -173,8 +173,7 @@ def verify(
     """Compare what the manifests say with what the maps hold, and name every difference.
 
     The exit code is 0 if there is none, 1 otherwise. While an agent runs, only differences that
-    last count. It holds the last good version of objects whose file is bad now; this command
-    knows what the files say now.
+    last count. Of an object whose file is bad now, the last good version counts.
 
     \b
     Examples:

@@ -16,6 +16,7 @@ from pointsman.dnsupstream import upstreams_from_resolv_conf
 from pointsman.errors import PointsmanError
 from pointsman.manifests import ManifestSource
 from pointsman.pins import Pins, Sizes
+from pointsman.zone import Zone
 
 
 def _address(text: str, default_port: int) -> tuple[str, int]:
@@ -41,13 +42,25 @@ def _address(text: str, default_port: int) -> tuple[str, int]:
 def _cidr(
     _context: click.Context, _param: click.Parameter, value: tuple[str, ...]
 ) -> tuple[str, ...]:
+    seen: set[int] = set()
     for text in value:
         try:
             network = ipaddress.ip_network(text)
         except ValueError as error:
             raise click.BadParameter(f"{error}; write e.g. 10.96.0.0/12") from None
+        if network.version in seen:
+            raise click.BadParameter(f"{text}: there is already one of IPv{network.version}")
+        seen.add(network.version)
         if network.num_addresses < 16:
             raise click.BadParameter(f"{text} has room for too few Services; take /28 or larger")
+    return value
+
+
+def _domain(_context: click.Context, _param: click.Parameter, value: str) -> str:
+    try:
+        Zone(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; write e.g. cluster.local") from None
     return value
 
 
@@ -71,6 +84,7 @@ def _sizes(max_services: int, max_slots: int, max_endpoints: int) -> Sizes:
 @click.option(
     "--service-cidr",
     "service_cidrs",
+    envvar="POINTSMAN_SERVICE_CIDR",
     multiple=True,
     default=("10.96.0.0/12",),
     show_default=True,
@@ -80,6 +94,7 @@ def _sizes(max_services: int, max_slots: int, max_endpoints: int) -> Sizes:
 @click.option(
     "--dns",
     "dns_listen",
+    envvar="POINTSMAN_DNS",
     multiple=True,
     default=("127.0.0.1:0",),
     show_default=True,
@@ -90,11 +105,18 @@ def _sizes(max_services: int, max_slots: int, max_endpoints: int) -> Sizes:
 @click.option(
     "--dns-upstream",
     "dns_upstreams",
+    envvar="POINTSMAN_DNS_UPSTREAM",
     multiple=True,
     metavar="ADDRESS[:PORT]|off",
     help="Resolvers for other names.  [default: those of /etc/resolv.conf]",
 )
-@click.option("--domain", default="cluster.local", show_default=True, help="The cluster's domain.")
+@click.option(
+    "--domain",
+    default="cluster.local",
+    show_default=True,
+    callback=_domain,
+    help="The cluster's domain.",
+)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
