@@ -42,6 +42,25 @@ def source_directory() -> Path:
     return installed if installed.is_dir() else here.parent.parent / "bpf"
 
 
+def source(directory: Path) -> str:
+    """The whole program as one text. bcc rewrites map calls in the main file only, so local
+    headers are put in place; #line keeps file names and line numbers in its messages."""
+    seen: set[str] = set()
+
+    def inline(name: str) -> list[str]:
+        seen.add(name)
+        lines = [f'#line 1 "bpf/{name}"']
+        for number, line in enumerate((directory / name).read_text().splitlines(), 1):
+            match = re.match(r'#include "([\w.]+)"', line)
+            if match is None:
+                lines.append(line)
+            elif match[1] not in seen:
+                lines += [*inline(match[1]), f'#line {number + 1} "bpf/{name}"']
+        return lines
+
+    return "\n".join([*inline("sock.c"), *inline("correct.c"), ""])
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One member. `offset` and `size` in bytes; `count` is 0 for what is no array."""

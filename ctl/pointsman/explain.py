@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 
 from pointsman.inspect import UNKNOWN, Reader, algorithm_name, empty_name
-from pointsman.maps import Slot
-from pointsman.plan import Element
+from pointsman.plan import Element, Slot
 from pointsman.values import PROTOCOL_NAMES, TCP, UDP, Frontend, endpoint_text, to_address, to_text
 
 TRANSLATED, REFUSED, UNREACHABLE = "translated", "refused", "unreachable"

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pointsman.dump import MapRow
+from pointsman.hooks import Link
 from pointsman.inspect import plain
-from pointsman.pins import Link
 from pointsman.verify import link_differences
 
 Report = dict[str, Any]

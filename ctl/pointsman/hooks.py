@@ -16,6 +16,16 @@ class Hook:
     attach_type: int
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One hook: whether its link is there, what it runs, and on which cgroup (inode number)."""
+
+    hook: str
+    program: int | None = None
+    cgroup: int = 0
+    current: bool = False
+
+
 #: In the order in which links are made and flipped to new programs: whatever reads the records
 #: first, what writes them last. The other way round, a new record meets an old reader.
 HOOKS = (
@@ -30,6 +40,9 @@ HOOKS = (
     Hook("connect4", _CGROUP_SOCK_ADDR, 10),
     Hook("connect6", _CGROUP_SOCK_ADDR, 11),
 )
+
+#: Tried in this order: what the kernel lacks costs a feature, not the load.
+FEATURES: tuple[tuple[str, ...], ...] = (("HAVE_MPTCP",), ())
 
 #: Run by the agent with BPF_PROG_TEST_RUN, attached to nothing.
 HELPERS = (Hook("set_generation", _XDP, 37), Hook("merge_load", _XDP, 37))

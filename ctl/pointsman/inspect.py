@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 from pointsman import abi
-from pointsman.maps import Slot
-from pointsman.plan import Element
+from pointsman.plan import Element, Slot
 from pointsman.values import PROTOCOL_NAMES, Frontend, PortName, endpoint_text, to_text
 
 

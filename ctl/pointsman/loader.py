@@ -11,36 +11,13 @@ import errno
 import json
 import os
 import platform
-import re
 import resource
 import sys
 from pathlib import Path
 from typing import Any
 
-from pointsman import bpf
-from pointsman.hooks import HELPERS, HOOKS, Hook
-
-#: Tried in this order: what the kernel lacks costs a feature, not the load.
-FEATURES: tuple[tuple[str, ...], ...] = (("HAVE_MPTCP",), ())
-
-
-def source(directory: Path) -> str:
-    """The whole program as one text. bcc rewrites map calls in the main file only, so local
-    headers are put in place; #line keeps file names and line numbers in its messages."""
-    seen: set[str] = set()
-
-    def inline(name: str) -> list[str]:
-        seen.add(name)
-        lines = [f'#line 1 "bpf/{name}"']
-        for number, line in enumerate((directory / name).read_text().splitlines(), 1):
-            match = re.match(r'#include "([\w.]+)"', line)
-            if match is None:
-                lines.append(line)
-            elif match[1] not in seen:
-                lines += [*inline(match[1]), f'#line {number + 1} "bpf/{name}"']
-        return lines
-
-    return "\n".join([*inline("sock.c"), *inline("correct.c"), ""])
+from pointsman import abi, bpf
+from pointsman.hooks import FEATURES, HELPERS, HOOKS, Hook
 
 
 def _flags(request: dict[str, Any], features: tuple[str, ...]) -> list[str]:
@@ -77,7 +54,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         resource.setrlimit(
             resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         )
-    text = source(directory)
+    text = abi.source(directory)
     failure = ""
     for features in FEATURES:
         try:

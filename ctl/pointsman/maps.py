@@ -9,14 +9,13 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pointsman import abi, bpf, btf
 from pointsman.errors import LayoutMismatch, NotLoaded
-from pointsman.plan import Element, Limits, Plan, Planner, Snapshot, pack_frontend
-from pointsman.values import Backend, Frontend, PortName
+from pointsman.plan import Element, Limits, Plan, Planner, Slot, Snapshot, pack_frontend
+from pointsman.values import Frontend, PortName
 
 _layouts = abi.layouts()
 _service = _layouts["service"]
@@ -106,16 +105,6 @@ def frontend_of(key: bytes) -> Frontend:
 
 def port_name_of(value: bytes) -> PortName:
     return PortName(*(part.rstrip(b"\0").decode() for part in _read_name(value)))
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One slot as it stands in the map."""
-
-    backend: Backend
-    endpoint: int
-    generation: int
-    owner: int
 
 
 class View:

@@ -26,8 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pointsman import abi, bpf, btf, errors
-from pointsman.hooks import HELPERS, HOOKS
-from pointsman.loader import FEATURES, source
+from pointsman.hooks import FEATURES, HELPERS, HOOKS, Link
 
 #: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
 LOOKUP_MAPS = ("frontends", "services", "slots", "names")
@@ -94,16 +93,6 @@ class Loaded:
     rebuilt: tuple[str, ...] = ()  # maps that start empty, to be filled before anything flips
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One hook: whether its link is there, what it runs, and on which cgroup (inode number)."""
-
-    hook: str
-    program: int | None = None
-    cgroup: int = 0
-    current: bool = False
-
-
 @dataclass(slots=True)
 class Pins:
     """The pin directory. Methods raise the errors of `pointsman.errors`."""
@@ -160,7 +149,7 @@ class Pins:
         """Names a generation: equal source, sizes and kernel need no compiling."""
         text = json.dumps(
             [
-                source(self.source_directory),
+                abi.source(self.source_directory),
                 self.sizes.definitions(),
                 platform.release(),
                 platform.version(),

@@ -94,6 +94,16 @@ class Element:
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """One slot as it stands in the map."""
+
+    backend: Backend
+    endpoint: int
+    generation: int
+    owner: int
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the maps hold, as read at start.
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pointsman.hooks import Link
 from pointsman.inspect import UNKNOWN, Held, Reader, algorithm_name, empty_name, held
-from pointsman.pins import Link
 from pointsman.plan import RETIRED
 from pointsman.values import Backend, Entry, Frontend, endpoint_text
 

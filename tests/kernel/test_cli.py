@@ -397,7 +397,7 @@ def status(node: AgentProcess, code: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(done.stdout)
     table = node.cli("status", check=False)
     assert table.returncode == code
-    assert ("healthy" == table.stdout.splitlines()[-1]) == (code == 0)
+    assert (table.stdout.splitlines()[-1] == "healthy") == (code == 0)
     for reason in found["reasons"]:
         assert reason in table.stdout
     return found

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pointsman import abi
-from pointsman.maps import Slot
-from pointsman.plan import Element
+from pointsman.plan import Element, Slot
 from pointsman.values import TCP, UDP, Backend, Entry, Frontend, PortName, to_address
 
 RETIRED = abi.constants()["GENERATION_RETIRED"]

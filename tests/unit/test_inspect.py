@@ -11,9 +11,8 @@ import pytest
 from pointsman import abi, dump, inspect
 from pointsman.cli import show
 from pointsman.cli.resources import BY_NAME, changes
-from pointsman.maps import Slot
 from pointsman.pins import Sizes
-from pointsman.plan import Element
+from pointsman.plan import Element, Slot
 from pointsman.values import TCP
 from tests.support.view import WEB, A, FakeView, backend, frontend, view
 

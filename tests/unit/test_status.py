@@ -12,8 +12,7 @@ from click.testing import CliRunner
 
 from pointsman import health, host
 from pointsman.cli.main import cli
-from pointsman.hooks import HOOKS
-from pointsman.pins import Link
+from pointsman.hooks import HOOKS, Link
 
 
 def link(hook: str, **values: Any) -> Link:

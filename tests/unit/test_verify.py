@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from pointsman import desired
-from pointsman.maps import Slot
-from pointsman.pins import Link
-from pointsman.plan import Element
+from pointsman.hooks import Link
+from pointsman.plan import Element, Slot
 from pointsman.resolve import Context
 from pointsman.values import Entry, PortName
 from pointsman.verify import Difference, compare, link_differences
