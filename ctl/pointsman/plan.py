@@ -256,11 +256,14 @@ class Planner:
         self._owner_ids = _Ids(
             self.limits.services, set(snapshot.names) | set(self._old_owners.values())
         )
-        known = [snapshot.generations, inherited.generations if inherited else {}]
-        size = self.limits.endpoints
-        self._endpoint_ids = _Ids(
-            size, (i for each in known for i, generation in each.items() if generation and i < size)
+        # An id that was retired already has rested: the grace period before this snapshot was its.
+        busy = (i for i, g in snapshot.generations.items() if g and not g & RETIRED)
+        # Those of another `load` are retired in this one by the first plan.
+        other = (
+            (i for i in inherited.generations if i not in snapshot.generations) if inherited else ()
         )
+        size = self.limits.endpoints
+        self._endpoint_ids = _Ids(size, (i for i in (*busy, *other) if i < size))
         self._sweep(snapshot, runs, used_services, taken)
 
     def _inherit(self, snapshot: Snapshot, inherited: Snapshot) -> None:
@@ -344,9 +347,8 @@ class Planner:
         garbage.owners += leftovers.unnamed
         kept_ids = {*taken, *(ident for ident, _ in self._old_endpoints.values())}
         for ident, generation in snapshot.generations.items():
-            if generation and ident not in kept_ids:
-                if not generation & RETIRED:
-                    leftovers.retired.append((ident, generation | RETIRED))
+            if generation and not generation & RETIRED and ident not in kept_ids:
+                leftovers.retired.append((ident, generation | RETIRED))
                 garbage.endpoints.append(ident)
 
     # -- planning ----------------------------------------------------------------------------

@@ -204,6 +204,17 @@ def test_runs_never_overlap_and_nothing_is_lost(steps) -> None:
     assert extents.take(64) == 0
 
 
+def test_ids_retired_before_a_restart_are_free_at_once() -> None:
+    """Else an agent that has used every id once could give none out right after a restart."""
+    h = Harness(FakeDatapath(Limits(services=99, slots=99, endpoints=5)))
+    for endpoints in (BACKENDS[:4], BACKENDS[4:6], BACKENDS[:1]):
+        h.update({ref("a"): (entry("a", VIPS[0], endpoints=endpoints),)})
+        h.grace()
+    h.restart()
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:4]),)})
+    assert not h.planner.unplaced
+
+
 def test_reuse_without_a_grace_period_is_noticed() -> None:
     """The rule that the property above relies on: the fake refuses what a reader may still hold."""
     h = Harness(FakeDatapath(Limits(services=99, slots=4, endpoints=99)))
