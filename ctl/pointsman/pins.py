@@ -282,7 +282,9 @@ class Pins:
         shutil.rmtree(generation.directory, ignore_errors=True)
         kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
         detail = _telling(done.stderr.strip().splitlines())
-        hint = "; kernel 5.18 or newer is needed" if kind is errors.KernelTooOld else ""
+        hint = ""
+        if kind is errors.KernelTooOld:
+            hint = f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
         raise kind("\n  ".join([reply["error"] + hint, *detail]))
 
     def _point_to(self, generation: Generation) -> None:

@@ -217,7 +217,7 @@ def _endpoint_slice(slice_: EndpointSlice) -> _Findings:
     family = slice_.address_type
     if family == "FQDN":
         mend = "write addressType IPv4 or IPv6 and addresses"
-        yield _Finding("addressType", "FQDN is not supported; ignored", mend, "warning")
+        yield _Finding("addressType", "FQDN is not supported", mend)
         return
     yield from _one_of("addressType", family, FAMILIES)
     for i, endpoint in enumerate(slice_.endpoints or ()):

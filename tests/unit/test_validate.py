@@ -235,6 +235,7 @@ def test_accepts(obj: Object) -> None:
             "0 is not a port",
             id="container-port",
         ),
+        pytest.param(slice_(addressType="FQDN"), "addressType", "not supported", id="fqdn"),
     ],
 )
 def test_refuses(obj: Object, field: str, message: str) -> None:
@@ -247,7 +248,6 @@ def test_refuses(obj: Object, field: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("obj", "field", "text"),
     [
-        pytest.param(slice_(addressType="FQDN"), "addressType", "not supported", id="fqdn"),
         pytest.param(
             slice_(metadata={"name": "x"}), "metadata.labels", "no Service", id="no-service-label"
         ),
