@@ -27,7 +27,8 @@ from pointsman.events import Changed, Event, Listed, Problem, Problems
 from pointsman.maps import Maps, View, apply, take_over
 from pointsman.objects import Ref
 from pointsman.pins import Loaded, Pins, Sizes
-from pointsman.plan import Garbage, Plan, Planner
+from pointsman.plan import Garbage, Plan
+from pointsman.planner import Planner
 from pointsman.resolve import Context, is_balanced, local_vips, resolve
 from pointsman.tracker import Tracker
 from pointsman.values import Address, Entry, endpoint_text, to_address
@@ -359,9 +360,11 @@ class Agent:
         self.ready.set()
 
     def _save_claims(self) -> None:
-        claims = self._cluster_ips.claims
-        if claims != self._claims:
-            self._claims = claims
+        claims, saved = self._cluster_ips.claims, self._claims
+        if claims is saved:
+            return
+        self._claims = claims
+        if claims != saved:
             state.write_claims(self._settings.state_dir, claims)
 
     # -- telling -----------------------------------------------------------------------------
@@ -375,16 +378,6 @@ class Agent:
                 f"not (wholly) in force: {reason}", "it is tried again by itself", object=str(r)
             )
             for r, reason in self._planner.unplaced.items()
-        ]
-        local = self._context.local_addresses if self._context else frozenset()
-        found += [
-            Problem(
-                "its ClusterIP is assigned to a device of this node, so it is not translated",
-                "nothing to do if a local cache listens there on purpose",
-                object=str(service.ref),
-                severity="warning",
-            )
-            for service in local_vips(self._tracker.services.values(), local)
         ]
         return [self._located(problem) for problem in found]
 

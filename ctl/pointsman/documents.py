@@ -42,6 +42,8 @@ class ManifestFile:
     problems: list[Problem] = field(default_factory=list)
     #: False if a part could not be read, so that it may name anything it named before.
     whole: bool = True
+    #: Each text once, while the file is read: a thousand endpoints name few nodes and namespaces.
+    _texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def refs(self) -> set[Ref]:
@@ -58,6 +60,7 @@ class ManifestFile:
         documents = json_documents if self.where.endswith(".json") else yaml_documents
         for number, document in enumerate(documents(data), 1):
             self._add(document, f"document {number}")
+        self._texts.clear()
         return None
 
     def lose(self, message: str, mend: str, name: str = "") -> None:
@@ -115,7 +118,7 @@ class ManifestFile:
         if ref and ref in self.refs:
             message = f"{place} defines it again"
             return self._problem(Problem(message, "delete one of the two"), ref)
-        obj, problems = _decode(document)
+        obj, problems = _decode(document, self._texts)
         for problem in problems:
             self._problem(problem, ref)
         if ref is None:
@@ -130,7 +133,9 @@ class ManifestFile:
         self.problems.append(replace(problem, where=self.where, object=str(ref) if ref else ""))
 
 
-def _decode(document: dict[str, object]) -> tuple[Object | None, list[Problem]]:
+def _decode(
+    document: dict[str, object], texts: dict[str, str]
+) -> tuple[Object | None, list[Problem]]:
     """The typed object, None if it must not enter, and what is wrong with it."""
     kind, version = str(document["kind"]), document["apiVersion"]
     if version != _API_VERSIONS[kind]:
@@ -139,7 +144,7 @@ def _decode(document: dict[str, object]) -> tuple[Object | None, list[Problem]]:
             f"write {_API_VERSIONS[kind]}",
         )
         return None, [Problem(message, mend, field="apiVersion")]
-    clean = _without_nulls(document)
+    clean = _clean(document, texts)
     try:
         obj: Object = msgspec.convert(clean, KINDS[kind])
     except msgspec.ValidationError as error:
@@ -160,17 +165,23 @@ def _ref(document: dict[str, object]) -> Ref | None:
     return None
 
 
-def _without_nulls(value: object, texts: bool = False) -> object:
+def _clean(value: object, texts: dict[str, str], in_text_map: bool = False) -> object:
+    """Without nulls, and with equal texts as one object."""
+    if isinstance(value, str):
+        return texts.setdefault(value, value)
     if isinstance(value, dict):
-        if texts:
-            return {key: "" if item is None else item for key, item in value.items()}
+        if in_text_map:
+            return {
+                texts.setdefault(key, key): "" if item is None else _clean(item, texts)
+                for key, item in value.items()
+            }
         return {
-            key: _without_nulls(item, key in _TEXT_MAPS)
+            key: _clean(item, texts, key in _TEXT_MAPS)
             for key, item in value.items()
             # Kubernetes takes an empty namespace for none, too.
             if item is not None and (key, item) != ("namespace", "")
         }
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+    return [_clean(item, texts) for item in value] if isinstance(value, list) else value
 
 
 _TYPES = {

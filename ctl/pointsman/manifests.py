@@ -51,12 +51,14 @@ class ManifestSource:
         #: Each object in force and the file it is from.
         self._in_force: dict[Ref, tuple[str, Object]] = {}
         self._faults: list[Problem] = []
+        #: What is in force is not what was saved; the earliest time to save it.
+        self._unsaved, self._save_at = False, 0.0
         #: The directory itself could not be read the last time.
         self._blind = False
         #: Of the file system that the directory was on when it was last read.
         self._device: int | None = None
         self._memory = memory
-        self._recall()
+        self._recalled = memory is None
 
     def read(self) -> tuple[Listed, Problems]:
         """Reads what has changed since the last time (at first: all) and gives the whole state."""
@@ -77,7 +79,7 @@ class ManifestSource:
             known = not self._blind
             if known:
                 put(listed)
-                self._remember()
+                self._unsaved = True
             told: list[Problem] = []
             looked = time.monotonic()
             while not stop.is_set():
@@ -93,28 +95,47 @@ class ManifestSource:
                     if not known and not self._blind:
                         known = True
                         put(self._listed())
-                        self._remember()
+                        self._unsaved = True
                     elif changed.objects or changed.deleted:
                         put(changed)
-                        self._remember()
+                        self._unsaved = True
                     looked = time.monotonic()
+                if time.monotonic() >= self._save_at:
+                    self._remember()
+            self._remember()
 
     def where(self, ref: Ref) -> str:
         """The file that an object in force is from, "" if it is not in force."""
         path, _ = self._in_force.get(ref, ("", None))
         return path
 
-    def _recall(self) -> None:
-        """Takes what was in force before a restart for what the files said when last read: the
-        first reading then treats bad ones like any later one does."""
-        for path, obj in lastgood.load(self._memory) if self._memory else ():
-            self._files.setdefault(path, ManifestFile(path)).objects[obj.ref] = obj
-            self._claims.setdefault(obj.ref, []).append(path)
-            self._in_force[obj.ref] = path, obj
+    def _recall(self) -> set[Ref]:
+        """After the first reading: what was in force before the restart stands in for what is bad
+        now. Gives the objects concerned."""
+        self._recalled = True
+        bad = {path: file for path, file in self._files.items() if file.held or not file.whole}
+        recalled = set()
+        for path, obj in lastgood.load(self._memory) if bad and self._memory else ():
+            file = bad.get(path)
+            if file and (obj.ref in file.held or not file.whole) and obj.ref not in file.objects:
+                if obj.ref not in file.refs:
+                    self._claims.setdefault(obj.ref, []).append(path)
+                file.held.add(obj.ref)
+                self._in_force.setdefault(obj.ref, (path, obj))
+                recalled.add(obj.ref)
+        return recalled
 
     def _remember(self) -> None:
+        """Saves what is in force, if it is not what was saved. It takes a hundredth of the time
+        at most: with ten thousand Services it is 30 MB."""
+        if not self._unsaved:
+            return
+        self._unsaved = False
         if self._memory:
+            began = time.monotonic()
             lastgood.save(self._memory, self._in_force.values())
+            now = time.monotonic()
+            self._save_at = now + 100 * (now - began)
 
     def _settle(self, event: threading.Event) -> None:
         """Waits for the end of a burst of events: half of a file would delete the other half."""
@@ -153,6 +174,8 @@ class ManifestSource:
                 # Gone since the walk: the next one tells whether the directory is, too.
                 if file:
                     touched |= self._replace(path, file)
+        if not self._recalled and not self._blind:
+            touched |= self._recall()
         return self._settle_claims(touched)
 
     def _replace(self, path: str, file: ManifestFile | None) -> set[Ref]:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from pointsman import abi, bpf, btf
 from pointsman.errors import LayoutMismatch, NotLoaded
-from pointsman.plan import Element, Limits, Plan, Planner, Slot, Snapshot, pack_frontend
+from pointsman.plan import Element, Limits, Plan, Slot, Snapshot, pack_frontend
+from pointsman.planner import Planner
 from pointsman.values import Frontend, PortName
 
 _layouts = abi.layouts()

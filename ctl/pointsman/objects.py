@@ -24,8 +24,13 @@ class Ref(NamedTuple):
         return f"{self.kind} {self.namespace}/{self.name}"
 
 
-class _Base(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
-    """camelCase outside, snake_case inside; unknown fields are passed over."""
+class _Base(
+    msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True, gc=False
+):
+    """camelCase outside, snake_case inside; unknown fields are passed over.
+
+    Decoded values hold no cycles, so the collector needs not know of them (gc=False).
+    """
 
 
 class ObjectMeta(_Base, frozen=True):

@@ -72,7 +72,18 @@ def resolve(
     names = [
         PortName(service.metadata.namespace, service.metadata.name, port.name) for port in ports
     ]
-    for address in cluster_addresses(service):
+    addresses = cluster_addresses(service)
+    if not context.local_addresses.isdisjoint(addresses):
+        problems.append(
+            Problem(
+                object=str(service.ref),
+                message="its ClusterIP is assigned to a device of this node, "
+                "so it is not translated",
+                mend="nothing to do if a local cache listens there on purpose",
+                severity="warning",
+            )
+        )
+    for address in addresses:
         if address in context.local_addresses:
             continue
         family = "IPv4" if is_ipv4(address) else "IPv6"
@@ -172,7 +183,7 @@ def _group(
 
 
 def local_vips(entries: Iterable[Service], addresses: Set[Address]) -> list[Service]:
-    """The Services whose VIP is assigned to a device of this node, for `status` to name."""
+    """The Services that have one of these addresses as a VIP."""
     return [
         service
         for service in entries

@@ -20,7 +20,7 @@ Address = bytes
 Backend = tuple[Address, int]
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 12)
 def to_address(text: str) -> Address:
     """16 bytes of an IPv4 or IPv6 address in its usual form. Raises ValueError."""
     try:

@@ -13,7 +13,8 @@ import pytest
 from pointsman.clusterip import ClusterIPs
 from pointsman.manifests import ManifestSource
 from pointsman.maps import apply
-from pointsman.plan import Limits, Planner
+from pointsman.plan import Limits
+from pointsman.planner import Planner
 from pointsman.resolve import Context, resolve
 from pointsman.tracker import Tracker
 from tests.support.fake import FakeDatapath

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pointsman.extents import Extents
+from pointsman.allocate import Extents
 from pointsman.maps import apply
-from pointsman.plan import Limits, Planner
+from pointsman.plan import Limits
+from pointsman.planner import Planner
 from pointsman.values import TCP, Frontend
 from tests.support.fake import FakeDatapath
 from tests.support.plans import (

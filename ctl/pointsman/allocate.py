@@ -1,13 +1,14 @@
-"""Runs of slots: a best-fit allocator that joins neighbours again. Pure."""
+"""Who gives out runs of slots, and numbers. Pure."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable
 
 
 class Extents:
-    """Free runs within 0 … size-1.
+    """Free runs within 0 … size-1: best fit, and neighbours are joined again.
 
     A run is taken from the smallest free one that fits, so that small sets don't break up the
     room of large ones. `free` joins a run with free neighbours, so nothing is lost in the long
@@ -63,3 +64,22 @@ class Extents:
         del self._ending[first + length]
         del self._by_length[bisect_left(self._by_length, (length, first))]
         self.available -= length
+
+
+class Ids:
+    """Numbers 1 … size-1; the ones given back longest ago are used again first."""
+
+    def __init__(self, size: int, used: Iterable[int] = ()) -> None:
+        taken = set(used)
+        self._next = max(taken, default=0) + 1
+        self._size = size
+        self._free = deque(i for i in range(1, self._next) if i not in taken)
+
+    def take(self) -> int | None:
+        if self._next < self._size:
+            self._next += 1
+            return self._next - 1
+        return self._free.popleft() if self._free else None
+
+    def free(self, numbers: Iterable[int]) -> None:
+        self._free.extend(numbers)

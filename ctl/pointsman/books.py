@@ -1,0 +1,349 @@
+"""The books of the maps: which numbers, slots and endpoints are whose. Pure.
+
+What a plan unlinks is in its garbage, and out of reach here until `reclaim` is called with it: a
+program may still read it.
+"""
+
+from __future__ import annotations
+
+import socket
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pointsman import abi
+from pointsman.allocate import Extents, Ids
+from pointsman.plan import RETIRED, Element, Garbage, Limits, Plan, Snapshot
+from pointsman.values import Backend, Entry, Frontend, PortName
+
+_pack_slot = abi.layouts()["slot"].packer("addr", "port", "endpoint", "generation", "owner")
+_htons = socket.htons
+_NOTHING = Snapshot({}, {}, {}, {}, {})
+
+
+class Full(Exception):
+    """A map has no room for this. The message names the map, its size and the option."""
+
+
+@dataclass(slots=True)
+class Extent:
+    """A run of slots with the endpoints in it, shared by all frontends of one owner."""
+
+    first: int
+    members: tuple[Backend, ...]
+    users: int = 0
+
+
+@dataclass(slots=True)
+class Adopted:
+    """What a former agent left: frontends in order, with their set; keys whose element made no
+    sense; and the plan that sweeps what nothing refers to."""
+
+    frontends: dict[Frontend, tuple[int, Element, Extent | None]] = field(default_factory=dict)
+    broken: set[Frontend] = field(default_factory=set)
+    leftovers: Plan = field(default_factory=Plan)
+
+
+class Books:
+    """One owner id for each service port, one endpoint id for each (service port, address), one
+    run of slots for each set of endpoints. Methods add to a plan what has to be written."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._owners: dict[PortName, int] = {}
+        self._names: dict[int, PortName] = {}  # the same, the other way round
+        self._users: dict[int, int] = {}  # owner id → frontends
+        self._extents: dict[tuple[int, tuple[Backend, ...]], Extent] = {}
+        self._endpoints: dict[int, dict[Backend, int]] = {}  # owner id → endpoint ids
+        # Of each endpoint id. Arrays: there may be a hundred thousand of them.
+        self._generations = array("I", bytes(4 * limits.endpoints))  # 0: never used
+        self._uses = array("I", bytes(4 * limits.endpoints))  # extents that it is in
+        # Numbers to give again to what had them before an upgrade.
+        self._old_services: dict[Frontend, int] = {}
+        self._old_owners: dict[PortName, int] = {}
+        self._old_endpoints: dict[tuple[PortName, Backend], tuple[int, int]] = {}
+
+    # -- starting from what the maps hold ------------------------------------------------------
+
+    def adopt(self, snapshot: Snapshot | None, inherited: Snapshot | None) -> Adopted:
+        """Takes over what a former agent left (`snapshot`), and the numbers of the maps before an
+        upgrade (`inherited`). To be called once, first."""
+        snapshot, found = snapshot or _NOTHING, Adopted()
+        for ident, generation in snapshot.generations.items():
+            self._generations[ident] = generation & ~RETIRED
+        taken: dict[int, tuple[int, Backend]] = {}  # endpoint id → what it stands for
+        runs: list[tuple[int, int]] = []
+        at = 0
+        valid: dict[tuple[int, int], bool] = {}
+        for first, count in sorted(snapshot.slots):
+            valid[first, count] = first >= at and first + count <= self.limits.slots
+            if valid[first, count]:
+                runs.append((first, count))
+                at = first + count
+        for frontend, service in snapshot.frontends.items():
+            element = snapshot.services.get(service)
+            name = snapshot.names.get(element.owner) if element else None
+            if not element or element.frontend != frontend or not name:
+                found.broken.add(frontend)
+                continue
+            extent = None
+            key = (element.first, element.count)
+            if element.count:
+                if not valid.get(key) or not self._adopt_set(
+                    element, snapshot.slots[key], snapshot.generations, taken
+                ):
+                    found.broken.add(frontend)
+                    continue
+                members = tuple(backend for backend, _, _ in snapshot.slots[key])
+                extent = self._extents[element.owner, members]
+                extent.users += 1
+            self._owners[name] = element.owner
+            self._names[element.owner] = name
+            self._users[element.owner] = self._users.get(element.owner, 0) + 1
+            found.frontends[frontend] = (service, element, extent)
+        if inherited:
+            self._inherit(snapshot, inherited, found.leftovers)
+        self._slots = Extents(self.limits.slots, runs)
+        # Everything the snapshot shows in use is out of reach until a grace period has passed.
+        used_services = set(snapshot.services) | set(snapshot.frontends.values())
+        self._service_ids = Ids(
+            self.limits.services, used_services | set(self._old_services.values())
+        )
+        self._owner_ids = Ids(
+            self.limits.services, set(snapshot.names) | set(self._old_owners.values())
+        )
+        # An id that was retired already has rested: the grace period before this snapshot was its.
+        busy = (i for i, g in snapshot.generations.items() if g and not g & RETIRED)
+        # Those of another `load` are retired in this one by the first plan.
+        other = (
+            (i for i in inherited.generations if i not in snapshot.generations) if inherited else ()
+        )
+        size = self.limits.endpoints
+        self._endpoint_ids = Ids(size, (i for i in (*busy, *other) if i < size))
+        self._sweep(snapshot, runs, used_services, taken, found)
+        return found
+
+    def _inherit(self, snapshot: Snapshot, inherited: Snapshot, leftovers: Plan) -> None:
+        limits = self.limits
+        used = {*snapshot.services, *snapshot.frontends.values()}
+        for frontend, service in inherited.frontends.items():
+            element = inherited.services.get(service)
+            if not element or element.owner not in inherited.names:
+                continue
+            name = inherited.names[element.owner]
+            if service < limits.services and service not in used:
+                self._old_services[frontend] = service
+            if element.owner < limits.services and element.owner not in snapshot.names:
+                self._old_owners[name] = element.owner
+            for backend, ident, generation in inherited.slots.get(
+                (element.first, element.count), ()
+            ):
+                if ident < limits.endpoints and generation == inherited.generations.get(ident):
+                    self._old_endpoints[name, backend] = (ident, generation)
+        kept = {ident for ident, _ in self._old_endpoints.values()}
+        for ident, generation in inherited.generations.items():
+            if not generation or ident >= limits.endpoints:
+                continue
+            if not self._generations[ident]:
+                self._generations[ident] = generation & ~RETIRED
+            if ident not in kept and ident not in snapshot.generations:
+                # A record may still name it: it must not look like a number never used.
+                leftovers.retired.append((ident, generation | RETIRED))
+                leftovers.garbage.endpoints.append(ident)
+
+    def drop_inherited(self, plan: Plan) -> None:
+        """What was not taken up again by the first complete state is free like everything else."""
+        plan.garbage.services += self._old_services.values()
+        plan.garbage.owners += self._old_owners.values()
+        for ident, generation in self._old_endpoints.values():
+            plan.retired.append((ident, generation | RETIRED))
+            plan.garbage.endpoints.append(ident)
+        self._old_services, self._old_owners, self._old_endpoints = {}, {}, {}
+
+    def _adopt_set(
+        self,
+        element: Element,
+        members: tuple[tuple[Backend, int, int], ...],
+        generations: Mapping[int, int],
+        taken: dict[int, tuple[int, Backend]],
+    ) -> bool:
+        """Whether this set is whole: each endpoint id stands for one backend of one owner, with
+        the generation that `load` has. Anything else is rebuilt."""
+        key = (element.owner, tuple(backend for backend, _, _ in members))
+        if key in self._extents:
+            return self._extents[key].first == element.first
+        for backend, ident, generation in members:
+            if taken.get(ident, (element.owner, backend)) != (element.owner, backend):
+                return False
+            if generations.get(ident) != generation:
+                return False
+        mine = self._endpoints.setdefault(element.owner, {})
+        for backend, ident, _ in members:
+            taken[ident] = (element.owner, backend)
+            mine[backend] = ident
+            self._uses[ident] += 1
+        self._extents[key] = Extent(element.first, key[1])
+        return True
+
+    def _sweep(
+        self,
+        snapshot: Snapshot,
+        runs: list[tuple[int, int]],
+        used_services: set[int],
+        taken: Mapping[int, object],
+        found: Adopted,
+    ) -> None:
+        """What nothing refers to goes with the first plan, and is given back after a grace period
+        like everything else."""
+        kept = {service for service, _, _ in found.frontends.values()}
+        live = {(e.first, len(e.members)) for e in self._extents.values()}
+        leftovers, garbage = found.leftovers, found.leftovers.garbage
+        leftovers.deleted += found.broken
+        orphans = sorted(used_services - kept)
+        leftovers.disowned += [i for i in orphans if i in snapshot.services]
+        garbage.services += orphans
+        garbage.extents += [run for run in runs if run not in live]
+        leftovers.unnamed += [i for i in snapshot.names if i not in self._users]
+        garbage.owners += leftovers.unnamed
+        kept_ids = {*taken, *(ident for ident, _ in self._old_endpoints.values())}
+        for ident, generation in snapshot.generations.items():
+            if generation and not generation & RETIRED and ident not in kept_ids:
+                leftovers.retired.append((ident, generation | RETIRED))
+                garbage.endpoints.append(ident)
+
+    # -- owners and their sets -----------------------------------------------------------------
+
+    def take_service(self, frontend: Frontend) -> int:
+        """A number for a new frontend. Raises Full."""
+        service = self._old_services.pop(frontend, None) or self._service_ids.take()
+        if service is None:
+            raise Full(f"services is full ({self.limits.services}); raise --max-services")
+        return service
+
+    def give_back_service(self, service: int) -> None:
+        """One that no plan mentions."""
+        self._service_ids.free([service])
+
+    def owner_id(self, name: PortName) -> int | None:
+        return self._owners.get(name)
+
+    def join(self, owner: int) -> None:
+        """One frontend more belongs to this owner."""
+        self._users[owner] += 1
+
+    def set_of(self, entry: Entry, plan: Plan) -> tuple[int, Extent | None]:
+        """The owner id and the slots of an entry; what it took is given back if it raises Full."""
+        owner = self._owner(entry.owner, plan)
+        try:
+            return owner, self._extent(owner, entry.endpoints, plan)
+        except Full:
+            if not self._users[owner]:
+                self._forget(owner, plan)
+            raise
+
+    def _owner(self, name: PortName, plan: Plan) -> int:
+        owner = self._owners.get(name)
+        if owner is None:
+            owner = self._old_owners.pop(name, None) or self._owner_ids.take()
+            if owner is None:
+                raise Full(f"names is full ({self.limits.services}); raise --max-services")
+            self._owners[name] = owner
+            self._names[owner] = name
+            self._users[owner] = 0
+            plan.names.append((owner, name))
+        return owner
+
+    def disown(self, owner: int, plan: Plan) -> None:
+        self._users[owner] -= 1
+        if not self._users[owner]:
+            self._forget(owner, plan)
+
+    def _forget(self, owner: int, plan: Plan) -> None:
+        del self._users[owner]
+        del self._owners[self._names.pop(owner)]
+        plan.unnamed.append(owner)
+        plan.garbage.owners.append(owner)
+
+    def _extent(self, owner: int, members: tuple[Backend, ...], plan: Plan) -> Extent | None:
+        """The slots of these endpoints for this owner: shared by all its frontends."""
+        if not members:
+            return None
+        key = (owner, members)
+        extent = self._extents.get(key)
+        if extent is None:
+            first = self._slots.take(len(members))
+            if first is None:
+                raise Full(
+                    f"slots is full ({self.limits.slots}, {self._slots.available} free, "
+                    f"{len(members)} wanted in one run); raise --max-slots"
+                )
+            mine = self._endpoints.setdefault(owner, {})
+            new = [backend for backend in members if backend not in mine]
+            if not self._new_endpoints(owner, new, plan):
+                self._slots.free(first, len(members))
+                if not mine:
+                    del self._endpoints[owner]
+                raise Full(
+                    f"load is full ({self.limits.endpoints} endpoints); raise --max-endpoints"
+                )
+            packed = []
+            for backend in members:
+                ident = mine[backend]
+                self._uses[ident] += 1
+                address, port = backend
+                generation = self._generations[ident]
+                packed.append(_pack_slot(address, _htons(port), ident, generation, owner))
+            plan.slots.append((first, b"".join(packed)))
+            extent = self._extents[key] = Extent(first, members)
+        extent.users += 1
+        return extent
+
+    def _new_endpoints(self, owner: int, new: list[Backend], plan: Plan) -> bool:
+        """Ids for backends that this owner did not have; False, and nothing done, without room."""
+        mine, name, old = self._endpoints[owner], self._names[owner], self._old_endpoints
+        found: list[tuple[int, int]] = []
+        taken: list[int] = []
+        for backend in new:
+            if old and (known := old.pop((name, backend), None)):
+                found.append(known)
+                continue
+            ident = self._endpoint_ids.take()
+            if ident is None:
+                self._endpoint_ids.free(taken)
+                return False
+            taken.append(ident)
+            generation = self._generations[ident] + 1
+            found.append((ident, generation if generation < RETIRED else 1))
+        for backend, (ident, generation) in zip(new, found, strict=True):
+            self._generations[ident] = generation
+            mine[backend] = ident
+        plan.generations += found
+        return True
+
+    def leave(self, owner: int, extent: Extent | None, plan: Plan) -> None:
+        """One frontend less uses these slots; with the last one they and their endpoints go."""
+        if extent is None:
+            return
+        extent.users -= 1
+        if extent.users:
+            return
+        del self._extents[owner, extent.members]
+        plan.garbage.extents.append((extent.first, len(extent.members)))
+        mine = self._endpoints[owner]
+        for backend in extent.members:
+            ident = mine[backend]
+            self._uses[ident] -= 1
+            if not self._uses[ident]:
+                del mine[backend]
+                plan.retired.append((ident, self._generations[ident] | RETIRED))
+                plan.garbage.endpoints.append(ident)
+        if not mine:
+            del self._endpoints[owner]
+
+    def reclaim(self, garbage: Garbage) -> None:
+        """To be called once a grace period has passed since the plan was applied."""
+        for first, count in garbage.extents:
+            self._slots.free(first, count)
+        self._endpoint_ids.free(garbage.endpoints)
+        self._service_ids.free(garbage.services)
+        self._owner_ids.free(garbage.owners)
