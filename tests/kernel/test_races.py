@@ -5,6 +5,7 @@ Each race is run with the rule (never a wrong result) and without (a wrong resul
 
 from __future__ import annotations
 
+import random
 import socket
 import struct
 import threading
@@ -38,7 +39,8 @@ def hold(rounds: int) -> str:
 
 
 LONG, SHORT = hold(20000), hold(4500)
-TRIES_WITH, TRIES_WITHOUT = 40, 400
+TRIES_WITH, TRIES_WITHOUT = 60, 1500
+_moments = random.Random(1)
 
 Labs = Callable[..., Lab]
 Sources = Callable[..., Path]
@@ -46,10 +48,11 @@ Sources = Callable[..., Path]
 
 @contextmanager
 def meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """`work` on another thread; the body runs while the program is held up, most likely."""
+    """`work` on another thread; the body runs at some moment around the time the program is held
+    up: how long a thread takes to get there differs, so the moment does as well."""
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.0003)
+    time.sleep(_moments.uniform(0, 0.002))
     yield
     thread.join()
 
