@@ -188,7 +188,7 @@ static void read_targets(struct arm *arm, const char *file)
 static void serve(int port)
 {
 	struct sockaddr_in on = { AF_INET, htons(port), { INADDR_ANY }, { 0 } };
-	int one = 1, udp = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+	int one = 1, udp[10];
 	int closing = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 	int echoing = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 	int open[64], count = 0;
@@ -196,20 +196,31 @@ static void serve(int port)
 
 	setsockopt(closing, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 	setsockopt(echoing, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-	if (bind(udp, (void *)&on, sizeof on) || bind(closing, (void *)&on, sizeof on) ||
-	    listen(closing, 4096))
+	if (bind(closing, (void *)&on, sizeof on) || listen(closing, 4096))
 		die("serve");
+	/* A socket for each address, so that the answer leaves from the one that was asked. */
+	for (int i = 0; i < 10; i++) {
+		on.sin_addr.s_addr = htonl(INADDR_LOOPBACK + i);
+		udp[i] = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+		if (bind(udp[i], (void *)&on, sizeof on))
+			die("serve");
+	}
+	on.sin_addr.s_addr = INADDR_ANY;
 	on.sin_port = htons(port + 1);
 	if (bind(echoing, (void *)&on, sizeof on) || listen(echoing, 64))
 		die("serve");
 	for (;;) {
-		struct sockaddr_in from;
-		socklen_t size = sizeof from;
-		ssize_t n = recvfrom(udp, data, sizeof data, 0, (void *)&from, &size);
 		int fd = accept4(closing, NULL, NULL, SOCK_NONBLOCK);
+		ssize_t n;
 
-		if (n > 0)
-			sendto(udp, data, n, 0, (void *)&from, size);
+		for (int i = 0; i < 10; i++) {
+			struct sockaddr_in from;
+			socklen_t size = sizeof from;
+
+			n = recvfrom(udp[i], data, sizeof data, 0, (void *)&from, &size);
+			if (n > 0)
+				sendto(udp[i], data, n, 0, (void *)&from, size);
+		}
 		if (fd >= 0)
 			close(fd);
 		fd = accept4(echoing, NULL, NULL, SOCK_NONBLOCK);
