@@ -137,10 +137,14 @@ static __always_inline bool enter_overflow(__u64 netns)
 	__u32 one = 1, *taken = overflow_netns.lookup(&netns);
 
 	if (!taken) {
-		overflow_netns.update(&netns, &one);
-		return true;
+		if (!overflow_netns.insert(&netns, &one))
+			return true;
+		taken = overflow_netns.lookup(&netns); /* another CPU was first */
+		if (!taken)
+			return false;
 	}
-	if (*taken >= MAX_OVERFLOW / 4)
+	/* Signed: an entry that the LRU dropped and that came anew may count below zero. */
+	if ((__s32)*taken >= MAX_OVERFLOW / 4)
 		return false;
 	__sync_fetch_and_add(taken, 1);
 	return true;
@@ -150,7 +154,7 @@ static __always_inline void leave_overflow(__u64 netns)
 {
 	__u32 *taken = overflow_netns.lookup(&netns);
 
-	if (taken && *taken)
+	if (taken && (__s32)*taken > 0)
 		__sync_fetch_and_add(taken, -1);
 }
 

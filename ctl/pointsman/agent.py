@@ -232,7 +232,8 @@ class Agent:
         while not self._stop.is_set():
             messages = self._next()
             try:
-                self._take(messages)
+                # After a failure the planner's books are wrong: nothing goes by them until then.
+                self._take(messages, hold=bool(retry_at))
                 if retry_at and time.monotonic() >= retry_at:
                     self._resync()
                     retry_at = 0.0
@@ -259,7 +260,7 @@ class Agent:
                 break
         return messages
 
-    def _take(self, messages: list[_Message]) -> None:
+    def _take(self, messages: list[_Message], *, hold: bool = False) -> None:
         retry = listed = False
         for message in messages:
             if isinstance(message, Listed | Changed):
@@ -275,7 +276,7 @@ class Agent:
                 self._planner.reclaim(message.garbage)
                 retry = bool(self._planner.unplaced)
         ready = self._tracker.listed and self._context is not None
-        if ready and (self._touched or not self._attached or listed or retry):
+        if ready and not hold and (self._touched or not self._attached or listed or retry):
             touched, self._touched = self._touched, set()
             self._sync(touched)
         self._report_problems()
@@ -334,6 +335,8 @@ class Agent:
 
     def _resync(self) -> None:
         """Starts over from what the maps hold, as after a restart."""
+        touched, self._touched = self._touched, set()
+        self._resolve(touched)
         self._planner = self._new_planner()
         self._carry_out(self._planner.replace(self._entries))
         self._last_sync.pop("error", None)
@@ -343,13 +346,14 @@ class Agent:
     def _attach(self) -> None:
         """The links, once the maps are filled: from here on sockets are translated."""
         flipped = self._pins.attach(self._loaded.generation, self._settings.cgroup)
-        self._attached = True
-        if self._loaded.previous:
+        previous = self._loaded.generation.maps / "previous_load"
+        if self._loaded.previous or previous.exists():
             # What still runs of the old programs counts into the old map: wait, then add it up.
             self._maps.wait_for_readers()
             self._maps.merge_load()
             self._loaded = dataclasses.replace(self._loaded, previous=None)
         self._pins.drop_others(self._loaded.generation)
+        self._attached = True
         log.info("attached cgroup=%s flipped=%s", self._settings.cgroup, len(flipped))
         # Ten thousand Services are a million objects that never die: keep them out of the
         # collector's way, whose pauses would else be longer than a change takes.
@@ -363,9 +367,15 @@ class Agent:
         claims, saved = self._cluster_ips.claims, self._claims
         if claims is saved:
             return
-        self._claims = claims
         if claims != saved:
-            state.write_claims(self._settings.state_dir, claims)
+            try:
+                state.write_claims(self._settings.state_dir, claims)
+            except OSError as error:  # connections don't wait for this disk
+                log.error(
+                    "ClusterIPs could not be saved, tried again with the next sync: %s", error
+                )
+                return
+        self._claims = claims
 
     # -- telling -----------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class Books:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self._reserve = limits.slots // 64
         self._owners: dict[PortName, int] = {}
         self._names: dict[int, PortName] = {}  # the same, the other way round
         self._users: dict[int, int] = {}  # owner id → frontends
@@ -102,7 +103,7 @@ class Books:
             self._users[element.owner] = self._users.get(element.owner, 0) + 1
             found.frontends[frontend] = (service, element, extent)
         if inherited:
-            self._inherit(snapshot, inherited, found.leftovers)
+            self._inherit(snapshot, inherited, taken, found.leftovers)
         self._slots = Extents(self.limits.slots, runs)
         # Everything the snapshot shows in use is out of reach until a grace period has passed.
         used_services = set(snapshot.services) | set(snapshot.frontends.values())
@@ -123,7 +124,13 @@ class Books:
         self._sweep(snapshot, runs, used_services, taken, found)
         return found
 
-    def _inherit(self, snapshot: Snapshot, inherited: Snapshot, leftovers: Plan) -> None:
+    def _inherit(
+        self,
+        snapshot: Snapshot,
+        inherited: Snapshot,
+        taken: Mapping[int, object],
+        leftovers: Plan,
+    ) -> None:
         limits = self.limits
         used = {*snapshot.services, *snapshot.frontends.values()}
         for frontend, service in inherited.frontends.items():
@@ -138,7 +145,13 @@ class Books:
             for backend, ident, generation in inherited.slots.get(
                 (element.first, element.count), ()
             ):
-                if ident < limits.endpoints and generation == inherited.generations.get(ident):
+                # A start before this one may have given it out in these maps already.
+                if (
+                    ident < limits.endpoints
+                    and ident not in taken
+                    and generation == inherited.generations.get(ident)
+                    and generation == snapshot.generations.get(ident, generation)
+                ):
                     self._old_endpoints[name, backend] = (ident, generation)
         kept = {ident for ident, _ in self._old_endpoints.values()}
         for ident, generation in inherited.generations.items():
@@ -227,18 +240,29 @@ class Books:
     def owner_id(self, name: PortName) -> int | None:
         return self._owners.get(name)
 
+    def name_of(self, owner: int) -> PortName:
+        return self._names[owner]
+
     def join(self, owner: int) -> None:
         """One frontend more belongs to this owner."""
         self._users[owner] += 1
 
-    def set_of(self, entry: Entry, plan: Plan) -> tuple[int, Extent | None]:
-        """The owner id and the slots of an entry; what it took is given back if it raises Full."""
+    def set_of(self, entry: Entry, before: Extent | None, plan: Plan) -> tuple[int, Extent | None]:
+        """The owner id and the slots of an entry; what it took is given back if it raises Full.
+        A set that becomes smaller than `before` may use a part of the map kept back for that: it
+        gives back more than it takes."""
         owner = self._owner(entry.owner, plan)
+        shrinks = before is not None and len(entry.endpoints) < len(before.members)
         try:
-            return owner, self._extent(owner, entry.endpoints, plan)
+            return owner, self._extent(
+                owner, entry.endpoints, 0 if shrinks else self._reserve, plan
+            )
         except Full:
             if not self._users[owner]:
-                self._forget(owner, plan)
+                # Made a moment ago, and nothing has seen it: free without a grace period.
+                plan.names.pop()
+                del self._users[owner], self._owners[self._names.pop(owner)]
+                self._owner_ids.free([owner])
             raise
 
     def _owner(self, name: PortName, plan: Plan) -> int:
@@ -264,14 +288,17 @@ class Books:
         plan.unnamed.append(owner)
         plan.garbage.owners.append(owner)
 
-    def _extent(self, owner: int, members: tuple[Backend, ...], plan: Plan) -> Extent | None:
+    def _extent(
+        self, owner: int, members: tuple[Backend, ...], reserve: int, plan: Plan
+    ) -> Extent | None:
         """The slots of these endpoints for this owner: shared by all its frontends."""
         if not members:
             return None
         key = (owner, members)
         extent = self._extents.get(key)
         if extent is None:
-            first = self._slots.take(len(members))
+            room = self._slots.available - reserve >= len(members)
+            first = self._slots.take(len(members)) if room else None
             if first is None:
                 raise Full(
                     f"slots is full ({self.limits.slots}, {self._slots.available} free, "
@@ -304,7 +331,7 @@ class Books:
         found: list[tuple[int, int]] = []
         taken: list[int] = []
         for backend in new:
-            if old and (known := old.pop((name, backend), None)):
+            if known := old.get((name, backend)):
                 found.append(known)
                 continue
             ident = self._endpoint_ids.take()
@@ -317,6 +344,7 @@ class Books:
         for backend, (ident, generation) in zip(new, found, strict=True):
             self._generations[ident] = generation
             mine[backend] = ident
+            old.pop((name, backend), None)
         plan.generations += found
         return True
 

@@ -209,6 +209,8 @@ class Pins:
 
     def _complete(self, generation: Generation) -> bool:
         names = [hook.name for hook in HOOKS] + ["set_generation"]
+        if _exists(generation, "previous_load"):
+            names.append("merge_load")
         return all((generation.programs / name).exists() for name in names) and all(
             (generation.maps / name).exists() for name in self._specs(generation)
         )
@@ -339,10 +341,12 @@ class Pins:
         """Detaches and unpins everything that is Pointsman's, nothing else; what it removed."""
         removed: list[str] = []
         for hook in reversed(HOOKS):
-            path = self.root / "links" / hook.name
-            if path.exists():
-                path.unlink()
-                removed.append(f"links/{hook.name}")
+            # A link that was being replaced when its agent was killed has this other name.
+            for name in (hook.name, f"{hook.name}_next"):
+                path = self.root / "links" / name
+                if path.exists():
+                    path.unlink()
+                    removed.append(f"links/{name}")
         (self.root / "current").unlink(missing_ok=True)
         (self.root / "next").unlink(missing_ok=True)
         for path in sorted(self.root.glob("g_*")):

@@ -131,14 +131,27 @@ class Planner:
                     self._add(entry, plan)
             except Full as error:
                 self.unplaced[ref] = str(error)
+                if placed:
+                    self._let_go(placed, entry, plan)
             if owner is None and entry.frontend in self._placed:
                 self._claims[entry.frontend] = ref
                 self._frontends[ref] = (*self._frontends[ref], entry.frontend)
 
+    def _let_go(self, placed: _Placed, entry: Entry, plan: Plan) -> None:
+        """A frontend that another Service had before refuses rather than reach that one's
+        endpoints; its slots become free, too."""
+        before = self._books.name_of(placed.owner)
+        same = (before.namespace, before.service) == (entry.owner.namespace, entry.owner.service)
+        if same or placed.extent is None:
+            return
+        plan.sets.append((placed.service, entry.empty))
+        self._books.leave(placed.owner, placed.extent, plan)
+        placed.extent, placed.empty = None, entry.empty
+
     def _add(self, entry: Entry, plan: Plan) -> None:
         service = self._books.take_service(entry.frontend)
         try:
-            owner, extent = self._books.set_of(entry, plan)
+            owner, extent = self._books.set_of(entry, None, plan)
         except Full:
             self._books.give_back_service(service)
             raise
@@ -159,7 +172,7 @@ class Planner:
         if same_owner and (before.members if before else ()) == entry.endpoints:
             owner, after = owner_before, before
         else:
-            owner, after = self._books.set_of(entry, plan)
+            owner, after = self._books.set_of(entry, before, plan)
         if after is not before or (after is None and placed.empty != entry.empty):
             plan.sets.append((placed.service, _set(after, entry.empty)))
             placed.extent = after

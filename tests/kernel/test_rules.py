@@ -70,7 +70,7 @@ RULES = [
         id="overflow-records-are-freed",
     ),
     pytest.param(
-        ("record.h", "if (*taken >= MAX_OVERFLOW / 4)", "if (0)"),
+        ("record.h", "if ((__s32)*taken >= MAX_OVERFLOW / 4)", "if (0)"),
         counts.test_a_full_bucket_overflows_and_a_full_overflow_goes_on_unrecorded,
         id="overflow-is-bounded-for-each-namespace",
     ),

@@ -201,7 +201,7 @@ class TestUnconnectedUDP:
             assert (drain(one), drain(two)) == ([b"x"], [b"y"])
 
     def test_several_vips_on_one_socket_answer_each_as_itself(self, lab: Lab) -> None:
-        with contextlib_servers(4) as servers:
+        with UdpServers(4) as servers:
             for i, (_, port) in enumerate(servers, 1):
                 lab.serve(f"10.96.0.{i}", 53, UDP, ("127.0.0.1", port), name=f"s{i}")
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -215,7 +215,7 @@ class TestUnconnectedUDP:
                     assert source == (f"10.96.0.{int(data)}", 53)
 
     def test_the_oldest_choice_goes_when_there_are_more_than_four(self, lab: Lab) -> None:
-        with contextlib_servers(6) as servers:
+        with UdpServers(6) as servers:
             for i, (_, port) in enumerate(servers, 1):
                 lab.serve(f"10.96.0.{i}", 53, UDP, ("127.0.0.1", port), name=f"s{i}")
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -278,7 +278,7 @@ def drain(server: socket.socket) -> list[bytes]:
         return found
 
 
-class contextlib_servers:
+class UdpServers:
     """Several UDP servers."""
 
     def __init__(self, count: int) -> None:

@@ -216,6 +216,52 @@ def test_ids_retired_before_a_restart_are_free_at_once() -> None:
     assert not h.planner.unplaced
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["new-load", "same-load"])
+def test_a_second_start_during_an_upgrade_retires_nothing_that_is_in_use(shared: bool) -> None:
+    h = Harness(FakeDatapath(ROOMY))
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:3]), wildcard("a", VIPS[0]))})
+    old = h.maps.snapshot()
+    fresh = FakeDatapath(ROOMY)
+    if shared:
+        fresh.load = h.maps.load
+    apply(Planner(ROOMY, fresh.snapshot(), old).replace(h.wanted), fresh)
+    # Killed before `current` pointed to the new maps: the next start inherits once more.
+    plan = Planner(ROOMY, fresh.snapshot(), old).replace(h.wanted)
+    assert not plan.retired and not plan.garbage.endpoints
+    assert not plan.deleted and not plan.sets
+
+
+def test_what_does_not_fit_leaves_no_garbage_that_would_call_for_a_retry() -> None:
+    h = Harness(FakeDatapath(Limits(services=99, slots=4, endpoints=99)))
+    two = (entry("a", VIPS[0], 80, BACKENDS[:3]), entry("a", VIPS[0], 81, BACKENDS[:3]))
+    plan = h.planner.update({ref("a"): two})
+    apply(plan, FakeDatapath(h.maps.limits))
+    assert h.planner.unplaced and not plan.garbage
+    assert not h.planner.retry()
+
+
+def test_a_vip_that_changes_hands_when_slots_are_full_refuses_and_heals() -> None:
+    h = Harness(FakeDatapath(Limits(services=99, slots=4, endpoints=99)))
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:3]),)})
+    h.maps.on_step = lambda: None
+    h.update({ref("a"): (), ref("b"): (entry("b", VIPS[0], endpoints=BACKENDS[3:6]),)})
+    assert h.maps.resolve(Frontend(VIPS[0], 80, TCP)) == ((), 0)
+    h.grace()
+    h.retry()
+    assert not h.planner.unplaced
+    h.assert_settled()
+
+
+def test_a_set_can_shrink_when_slots_are_full() -> None:
+    h = Harness(FakeDatapath(Limits(services=99, slots=128, endpoints=999)))
+    many = [(BACKENDS[0][0], port) for port in range(1, 127)]
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=many),)})
+    assert not h.planner.unplaced
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=many[:2]),)})
+    assert not h.planner.unplaced
+    h.assert_settled()
+
+
 def test_reuse_without_a_grace_period_is_noticed() -> None:
     """The rule that the property above relies on: the fake refuses what a reader may still hold."""
     h = Harness(FakeDatapath(Limits(services=99, slots=4, endpoints=99)))
