@@ -1,0 +1,66 @@
+"""A sync that fails half-way: nothing flips onto maps that are not filled."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pointsman.agent import Agent, Settings
+from pointsman.manifests import ManifestSource
+from pointsman.maps import Maps
+from pointsman.pins import Pins
+from tests.support.agents import AgentProcess, endpoints, service
+from tests.support.kernel import tcp_server, until
+
+pytestmark = pytest.mark.kernel
+
+
+def test_a_failed_first_sync_attaches_nothing_until_the_maps_are_whole(
+    node: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+    attached_to: list[int] = []
+    add, attach = Maps.add_frontends, Pins.attach
+
+    def failing(self: Maps, items: Sequence[object]) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(errno.ENOMEM, "injected")
+        add(self, items)  # type: ignore[arg-type]
+
+    def counting(self: Pins, generation: object, cgroup: Path) -> list[str]:
+        attached_to.append(len(maps_of(generation).frontends()))
+        return attach(self, generation, cgroup)  # type: ignore[arg-type]
+
+    def maps_of(generation: object) -> Maps:
+        return Maps(generation.maps, generation.programs)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Maps, "add_frontends", failing)
+    monkeypatch.setattr(Pins, "attach", counting)
+    with tcp_server("10.244.0.1") as (_, port):
+        node.write("web.yaml", service("web", "10.96.0.1"))
+        node.write("endpoints.yaml", endpoints("web", ("10.244.0.1", port)))
+        settings = Settings(
+            bpffs=node.root,
+            cgroup=node.cgroup,
+            run_dir=node.run_dir,
+            state_dir=node.state_dir,
+            manifests=node.manifests,
+        )
+        agent = Agent(settings, ManifestSource(node.manifests))
+        thread = threading.Thread(target=agent.run)
+        thread.start()
+        try:
+            until(agent.ready.is_set, "an attached agent")
+            assert failed.is_set()
+            assert attached_to == [2], "attached once, to whole maps"
+            with socket.create_connection(("10.96.0.1", 80)) as client:
+                assert client.getpeername() == ("10.96.0.1", 80)
+        finally:
+            agent.stop()
+            thread.join()
