@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pointsman import abi
+from pointsman import abi, host
 from tests.support.agents import AgentProcess
 from tests.support.kernel import Cgroup, Lab, lacking, own_network
 
@@ -19,6 +19,7 @@ def kernel(missing: Callable[[str], None]) -> None:
     """A namespace without a way out; skips with a reason where kernel tests can't run."""
     if lack := lacking():
         missing(lack)
+    host.mount_bpffs(Path("/sys/fs/bpf/any"))
     own_network()
 
 
