@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * Records of connected sockets, in buckets of a cookie-indexed array: cookies are handed out in
- * sequence, so their low bits spread well, and a bucket costs half of what a hash would.
+ * sequence, so their low bits spread well, and an array is quicker than any hash.
  *
  * Who may write a record: connect and sock_ops hold the socket's lock, and sock_release runs when
  * no call on the socket can be under way. Only sock_release and a TCP_CLOSE from softirq can meet,

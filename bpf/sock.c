@@ -92,7 +92,7 @@ static __always_inline void forget_mptcp(struct bpf_sock *ctx)
 
 /*
  * A random number for the choice, from what the hook has at hand: cookies are given out in sequence,
- * and mixed they spread evenly. The kernel's generator would cost a tenth of the whole hook.
+ * and mixed they spread evenly. The kernel's generator would be a noticeable part of the hook.
  */
 static __always_inline __u32 random_of(__u64 cookie, struct bucket *bucket)
 {

@@ -300,8 +300,9 @@ class Books:
             room = self._slots.available - reserve >= len(members)
             first = self._slots.take(len(members)) if room else None
             if first is None:
+                free = max(self._slots.available - reserve, 0)
                 raise Full(
-                    f"slots is full ({self.limits.slots}, {self._slots.available} free, "
+                    f"slots is full ({self.limits.slots}, {free} free, "
                     f"{len(members)} wanted in one run); raise --max-slots"
                 )
             mine = self._endpoints.setdefault(owner, {})
