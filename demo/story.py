@@ -207,7 +207,7 @@ class Story:
         cluster.wait_for(lambda: not self._has_endpoint(LEAVING), f"{LEAVING} to leave")
         gone = time.monotonic()
         self._show("get", "endpoints", check=False)
-        time.sleep(0.3)  # as a pod's grace period: what had connected is answered
+        time.sleep(1)  # as a pod's grace period (there 30 s): what had connected is answered
         cluster.stop_pod(LEAVING)
         time.sleep(self._pace.linger)
         requests = asking.stop()

@@ -57,7 +57,8 @@ def test_the_story_holds_and_leaves_nothing_behind() -> None:
     with running_demo() as demo:
         output, _ = demo.communicate(timeout=120)
 
-    assert demo.returncode == 0, output
+    # The end says what did not hold: a long story is cut where test results are kept.
+    assert demo.returncode == 0, "\n".join(output.splitlines()[-60:])
     assert "All of it held." in output
     assert "FAILED" not in output
     assert remains(name(demo)) == []
