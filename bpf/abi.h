@@ -19,11 +19,29 @@ enum empty {
 	EMPTY_UNREACHABLE = 1, /* none under a policy: EHOSTUNREACH, where kube-proxy drops */
 };
 
+/*
+ * service.flags: what a hook has to ask beyond the address. 0 for a ClusterIP.
+ *
+ * The first three stand on wildcards (port 0, protocol 0): such an address belongs to a node, and
+ * what it does not define itself is looked up among the NodePorts, whose address is 0.0.0.0 or ::.
+ */
+enum service_flag {
+	SERVICE_NODE = 1, /* an address of this node */
+	SERVICE_REMOTE_NODE = 2, /* of another node: not what only that node may decide */
+	SERVICE_LOOPBACK = 4, /* 127.0.0.1 (for all of 127.0.0.0/8) or ::1: from the host netns only */
+	SERVICE_PASS = 8, /* wildcard of an address that is nobody's VIP: nothing is refused there */
+	SERVICE_THIS_NODE = 16, /* a NodePort that is not translated at another node's address */
+	SERVICE_HOST_NETNS = 32, /* translated in the host's network namespace only */
+	SERVICE_GUARDED = 64, /* no process of the host may bind to it */
+	SERVICE_NODE_PORT = 128, /* found by way of a node's address, never by 0.0.0.0 or :: itself */
+};
+
 enum {
 	GENERATION_RETIRED = 0x80000000, /* bit of load.generation: the endpoint has left */
 	MORE_PLACES = 3,
 	IN_OVERFLOW = 0x10000, /* one record of bucket.others that is in sockets_overflow */
 	DATAGRAMS_PER_SOCKET = 4,
+	MAX_CIDRS = 4,
 };
 
 /* Index into `counters`. */
@@ -33,7 +51,10 @@ enum counter {
 	COUNTER_UNDEFINED_PORT = 2, /* known VIP, port that no Service defines */
 	COUNTER_UNRECORDED = 3, /* no room for the socket's record */
 	COUNTER_OVERFLOWED = 4, /* bucket full, record went to sockets_overflow */
-	COUNTERS = 5,
+	COUNTER_UNUSED_ADDRESS = 5, /* address of the service CIDR that no Service has */
+	COUNTER_BIND_REFUSED = 6, /* bind() to a NodePort or a load balancer's port */
+	COUNTER_AFFINITY_FULL = 7, /* no room to remember a client's endpoint */
+	COUNTERS = 8,
 };
 
 /* frontends: key. Port 0 with protocol 0 catches the undefined ports of a known VIP. */
@@ -54,14 +75,17 @@ struct service {
 	__u64 set; /* count << 32 | first slot; switched by one release store */
 	__u32 owner; /* the service port, index into names; 0 = this element is not in use */
 	__u8 algorithm; /* enum algorithm; owner to pad are one 64-bit store */
-	__u8 flags;
+	__u8 flags; /* SERVICE_… */
 	__u16 pad;
-	__u32 affinity; /* seconds, 0 = none */
+	__u32 affinity; /* seconds that a client keeps its endpoint, 0 = none */
 	struct frontend_key key; /* own key: a reader compares it with what it looked up */
 	__u32 reserved[6];
 };
 
-/* slots: one endpoint of a set. Never rewritten before every reader of the set has ended. */
+/*
+ * slots: one endpoint of a set. Never rewritten before every reader of the set has ended. A set is
+ * sorted by address, then port, both as numbers: membership is a binary search.
+ */
 struct slot {
 	__be32 addr[4];
 	__be16 port;
@@ -82,6 +106,34 @@ struct name {
 	__u8 namespace[64];
 	__u8 service[64];
 	__u8 port[64];
+};
+
+struct cidr {
+	__be32 addr[4];
+	__be32 mask[4];
+};
+
+/* settings: element 0 is how the agent runs. */
+struct settings {
+	__u64 host_netns; /* cookie of the host's network namespace, 0 = not known */
+	__u32 skipped; /* number of elements in skipped_netns: 0 spares the question */
+	__u32 cidrs; /* how many of cidr[] hold: unused addresses in them are refused */
+	struct cidr cidr[4];
+};
+
+/* affinity: a client is a network namespace, its endpoint is that of one service port and family. */
+struct affinity_key {
+	__u64 netns; /* cookie */
+	__u32 owner; /* as service.owner */
+	__u32 family; /* 4 or 6 */
+};
+
+struct affinity {
+	__u64 seen; /* CLOCK_MONOTONIC, ns, of the last new connection */
+	__be32 addr[4];
+	__be16 port;
+	__u16 pad;
+	__u32 check; /* of key, address and port: elements of an LRU map are used again while read */
 };
 
 /* ---- records of sockets: an ABI of their own, which changes rarely ---- */
@@ -138,6 +190,7 @@ struct datagram {
 	__u32 service;
 	__u32 owner;
 	__u32 sequence; /* of the last send; the smallest goes first */
+	__u64 set; /* of the service, when the endpoint was last found in it */
 };
 
 struct datagrams {

@@ -7,17 +7,36 @@
 #ifndef POINTSMAN_DATAGRAM_H
 #define POINTSMAN_DATAGRAM_H
 
-/* Still an endpoint of the service port that this VIP belongs to? No hash is asked. */
-static __always_inline bool still_valid(const struct datagram *choice, const struct frontend_key *to)
+/*
+ * Still an endpoint of the service that this VIP belongs to? No hash is asked. A NodePort's own
+ * key has no address: which one was meant is in the choice.
+ */
+static __always_inline bool still_valid(struct datagram *choice, const struct frontend_key *to)
 {
 	__u32 endpoint = choice->endpoint, id = choice->service;
 	struct load *load_of = load.lookup(&endpoint);
 	struct service *service;
+	__be32 any[4];
+	__u64 set;
 
 	if (!load_of || load_of->generation != choice->generation)
 		return false;
 	service = services.lookup(&id);
-	return service && service->owner == choice->owner && same_frontend(&service->key, to);
+	if (!service || service->owner != choice->owner || service->key.port != to->port ||
+	    service->key.proto != to->proto)
+		return false;
+	copy_address(any, to->addr);
+	any_address(any);
+	if (!same_address(service->key.addr, to->addr) && !same_address(service->key.addr, any))
+		return false;
+	/* Another set of the same service port may have the endpoint while this one lost it. */
+	set = *(volatile __u64 *)&service->set;
+	if (set == choice->set)
+		return true;
+	if (!(set >> 32) || !find_member(set, choice->peer, choice->peer_port))
+		return false;
+	choice->set = set;
+	return true;
 }
 
 /* The endpoint this socket used for this VIP before, written to *to. */
@@ -41,7 +60,7 @@ static __always_inline bool recall(struct datagrams *sent, struct frontend_key *
 
 /* Keeps a choice, in place of the one for the same VIP or of the one used longest ago. */
 static __always_inline void remember(struct datagrams *sent, const struct frontend_key *vip,
-				     const struct slot *slot, __u32 service)
+				     const struct slot *slot, const struct destination *of)
 {
 	struct datagram *place = &sent->choice[0];
 	__u32 oldest = 0;
@@ -68,7 +87,8 @@ static __always_inline void remember(struct datagrams *sent, const struct fronte
 	place->peer_port = slot->port;
 	place->endpoint = slot->endpoint;
 	place->generation = slot->generation;
-	place->service = service;
+	place->service = of->id;
+	place->set = of->set;
 	place->owner = slot->owner;
 	place->sequence = ++sent->sequence;
 }

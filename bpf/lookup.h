@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* From an address to an endpoint: frontend → service → slot. Four cache lines, no writes. */
+/* From an address to an endpoint: frontend → service → slot. Four cache lines, no writes. What is
+ * no frontend itself is asked for by its address alone: a VIP's other ports, a node's NodePorts. */
 #ifndef POINTSMAN_LOOKUP_H
 #define POINTSMAN_LOOKUP_H
 
@@ -16,6 +17,9 @@
 /* The verdict on a destination, as an errno for the hook to hand out. */
 #define TRANSLATED 0
 #define NOT_A_SERVICE 1
+
+#define SERVICE_ANY_NODE (SERVICE_NODE | SERVICE_REMOTE_NODE | SERVICE_LOOPBACK)
+#define MAX_STEPS 24 /* of a binary search: sets of 2^24 endpoints */
 
 static __always_inline void count(__u32 counter)
 {
@@ -61,39 +65,203 @@ static __always_inline struct service *find_service(struct frontend_key *key, __
 	return service;
 }
 
-static __always_inline bool is_vip(const struct frontend_key *key)
+static __always_inline bool is_v4(const __be32 *addr)
 {
-	struct frontend_key any = {};
-	__u32 id;
+	return !(addr[0] | addr[1]) && addr[2] == V4_MAPPED;
+}
 
-	copy_address(any.addr, key->addr);
-	return find_service(&any, &id) != NULL;
+static __always_inline struct settings *get_settings(void)
+{
+	__u32 zero = 0;
+
+	return settings.lookup(&zero);
+}
+
+/* A namespace that is not known to be the host's is a pod's: its loopback is its own. */
+static __always_inline bool in_host_netns(void *ctx)
+{
+	struct settings *how = get_settings();
+
+	return how && how->host_netns && bpf_get_netns_cookie(ctx) == how->host_netns;
+}
+
+/* Sockets of this namespace see Services' addresses as they are: a mesh or a VM deals with them. */
+static __always_inline bool is_skipped(void *ctx)
+{
+	struct settings *how = get_settings();
+	__u64 netns;
+
+	if (!how || !how->skipped)
+		return false;
+	netns = bpf_get_netns_cookie(ctx);
+	return skipped_netns.lookup(&netns) != NULL;
+}
+
+static __always_inline bool in_cidr(const struct cidr *cidr, const __be32 *addr)
+{
+	return !(((addr[0] & cidr->mask[0]) ^ cidr->addr[0]) |
+		 ((addr[1] & cidr->mask[1]) ^ cidr->addr[1]) |
+		 ((addr[2] & cidr->mask[2]) ^ cidr->addr[2]) |
+		 ((addr[3] & cidr->mask[3]) ^ cidr->addr[3]));
+}
+
+/* An address that no Service has, of a range that only Services have. */
+static __always_inline bool is_unused(const __be32 *addr)
+{
+	struct settings *how = get_settings();
+
+	if (!how || !how->cidrs)
+		return false;
+#pragma unroll
+	for (int i = 0; i < MAX_CIDRS; i++) {
+		if (i < how->cidrs && in_cidr(&how->cidr[i], addr))
+			return true;
+	}
+	return false;
 }
 
 /*
- * The set of endpoints for a destination: TRANSLATED with *set and *id, NOT_A_SERVICE, or the
- * errno that the caller of connect() or sendmsg() gets.
+ * What an address is to us as a whole. All of 127.0.0.0/8 is one, and to dial 0.0.0.0 or :: is to
+ * dial the loopback.
  */
-static __always_inline int find_set(struct frontend_key *key, __u64 *set, __u32 *id)
+static __always_inline struct service *find_wildcard(const __be32 *addr, __u32 *id)
 {
-	struct service *service = find_service(key, id);
+	struct frontend_key key = {};
 
-	if (!service) {
-		if (!is_vip(key))
-			return NOT_A_SERVICE;
-		count(COUNTER_UNDEFINED_PORT);
+	copy_address(key.addr, addr);
+	if (is_v4(addr)) {
+		if ((addr[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || !addr[3])
+			key.addr[3] = bpf_htonl(0x7f000001);
+	} else if (!(addr[0] | addr[1] | addr[2] | addr[3])) {
+		key.addr[3] = bpf_htonl(1);
+	}
+	return find_service(&key, id);
+}
+
+/* The key of a NodePort: 0.0.0.0 or ::, whatever address of a node was meant. */
+static __always_inline void any_address(__be32 *addr)
+{
+	addr[3] = 0;
+	if (is_v4(addr))
+		return;
+	addr[0] = addr[1] = addr[2] = 0;
+}
+
+/*
+ * The NodePort at an address that belongs to a node. Anything else there is none of our business:
+ * nodes have ports of their own.
+ */
+static __always_inline struct service *find_node_port(void *ctx, const struct frontend_key *key,
+						      __u8 node, __u32 *id)
+{
+	struct frontend_key any = *key;
+	struct service *service;
+
+	if (node & SERVICE_LOOPBACK && !in_host_netns(ctx))
+		return NULL;
+	any_address(any.addr);
+	service = find_service(&any, id);
+	if (service && node & SERVICE_REMOTE_NODE && service->flags & SERVICE_THIS_NODE)
+		return NULL;
+	return service;
+}
+
+/*
+ * What is no frontend itself: TRANSLATED with a NodePort's service, NOT_A_SERVICE, or
+ * -ECONNREFUSED for what a VIP or a range of VIPs does not have. *counter says which.
+ */
+static __always_inline int find_by_address(void *ctx, const struct frontend_key *key,
+					   struct service **service, __u32 *id, __u32 *counter)
+{
+	struct service *wildcard = find_wildcard(key->addr, id);
+
+	*service = NULL;
+	if (!wildcard) {
+		*counter = COUNTER_UNUSED_ADDRESS;
+		return is_unused(key->addr) ? -ECONNREFUSED : NOT_A_SERVICE;
+	}
+	*counter = COUNTER_UNDEFINED_PORT;
+	if (!wildcard->flags)
 		return -ECONNREFUSED;
+	if (!(wildcard->flags & SERVICE_ANY_NODE))
+		return NOT_A_SERVICE;
+	*service = find_node_port(ctx, key, wildcard->flags, id);
+	return *service ? TRANSLATED : NOT_A_SERVICE;
+}
+
+/* The service that a destination belongs to, with the set that it has now. */
+struct destination {
+	struct service *service;
+	__u64 set;
+	__u32 id;
+};
+
+/*
+ * The service and set for a destination: TRANSLATED, NOT_A_SERVICE, or the errno that the caller
+ * of connect() or sendmsg() gets.
+ */
+static __always_inline int find_destination(void *ctx, struct frontend_key *key,
+					    struct destination *to)
+{
+	__u32 counter = COUNTER_REFUSED;
+	int error = TRANSLATED;
+
+	to->service = find_service(key, &to->id);
+	if (!to->service || to->service->flags & SERVICE_NODE_PORT)
+		error = find_by_address(ctx, key, &to->service, &to->id, &counter);
+	else if (to->service->flags & SERVICE_HOST_NETNS && !in_host_netns(ctx))
+		error = NOT_A_SERVICE;
+	if (error == NOT_A_SERVICE || is_skipped(ctx))
+		return NOT_A_SERVICE;
+	if (!error && to->service) {
+		/* One load: a reader sees the old set or the new one, never a mixture. */
+		to->set = *(volatile __u64 *)&to->service->set;
+		if (to->set >> 32)
+			return TRANSLATED;
+		if ((__u32)to->set == EMPTY_UNREACHABLE) {
+			count(COUNTER_UNREACHABLE);
+			return -EHOSTUNREACH;
+		}
 	}
-	/* One load: a reader sees the old set or the new one, never a mixture. */
-	*set = *(volatile __u64 *)&service->set;
-	if (*set >> 32)
-		return TRANSLATED;
-	if ((__u32)*set == EMPTY_UNREACHABLE) {
-		count(COUNTER_UNREACHABLE);
-		return -EHOSTUNREACH;
-	}
-	count(COUNTER_REFUSED);
+	count(counter);
 	return -ECONNREFUSED;
+}
+
+/* As numbers, address before port: -1, 0 or 1. */
+static __always_inline int compare(const struct slot *slot, const __be32 *addr, __be16 port)
+{
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		__u32 a = bpf_htonl(slot->addr[i]), b = bpf_htonl(addr[i]);
+
+		if (a != b)
+			return a < b ? -1 : 1;
+	}
+	if (slot->port != port)
+		return bpf_htons(slot->port) < bpf_htons(port) ? -1 : 1;
+	return 0;
+}
+
+/* The slot of this endpoint in the set, NULL if it is no member: a set is sorted. */
+static __always_inline struct slot *find_member(__u64 set, const __be32 *addr, __be16 port)
+{
+	__u32 first = (__u32)set, length = set >> 32;
+	struct slot *slot;
+
+	for (int i = 0; i < MAX_STEPS; i++) {
+		__u32 half = length >> 1, index = first + half;
+
+		if (length < 2)
+			break;
+		slot = slots.lookup(&index);
+		if (!slot)
+			return NULL;
+		if (compare(slot, addr, port) <= 0)
+			first = index;
+		length -= half;
+	}
+	slot = slots.lookup(&first);
+	return slot && !compare(slot, addr, port) ? slot : NULL;
 }
 
 /* One endpoint of a set, by a random number. NULL only if the set reaches out of the map. */

@@ -15,6 +15,8 @@ MAP(array, services, __u32, struct service, MAX_SERVICES, BPF_F_MMAPABLE);
 MAP(array, slots, __u32, struct slot, MAX_SLOTS, BPF_F_MMAPABLE);
 MAP(array, load, __u32, struct load, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 MAP(hash, names, __u32, struct name, MAX_SERVICES, BPF_F_NO_PREALLOC);
+MAP(array, settings, __u32, struct settings, 1, 0);
+MAP(hash, skipped_netns, __u64, __u32, MAX_SKIPPED, BPF_F_NO_PREALLOC);
 MAP(percpu_array, counters, __u32, __u64, COUNTERS, 0);
 
 /* What outlives an upgrade with the sockets it describes. */
@@ -22,6 +24,7 @@ MAP(array, sockets, __u32, struct bucket, MAX_BUCKETS, BPF_F_MMAPABLE);
 MAP(array, sockets_more, __u32, struct more, MAX_BUCKETS, BPF_F_MMAPABLE);
 MAP(hash, sockets_overflow, __u64, struct overflow, MAX_OVERFLOW, 0);
 MAP(lru_hash, overflow_netns, __u64, __u32, MAX_OVERFLOW_NETNS, 0);
+MAP(lru_hash, affinity, struct affinity_key, struct affinity, MAX_AFFINITY, 0);
 MAP(sk_storage, datagrams, int, struct datagrams, 0, BPF_F_NO_PREALLOC);
 #ifdef HAVE_MPTCP
 /* An MPTCP socket connects by a subflow with a cookie of its own: found again by its address. */

@@ -10,6 +10,7 @@
 #include "abi.h"
 #include "maps.h"
 #include "lookup.h"
+#include "affinity.h"
 #include "record.h"
 #include "datagram.h"
 
@@ -113,22 +114,22 @@ static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct fronte
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct bucket *bucket = bucket_of(cookie);
 	struct frontend_key vip = *to;
+	struct destination of;
 	struct found found;
 	struct slot *slot;
-	__u64 set, first;
-	__u32 id;
+	__u64 first;
 	int error;
 
 	if (!bucket || (to->proto != IPPROTO_TCP && to->proto != IPPROTO_UDP))
 		return NOT_A_SERVICE;
 	first = first_of(bucket);
-	error = find_set(to, &set, &id);
+	error = find_destination(ctx, to, &of);
 	if (error != TRANSLATED) {
 		if (error == NOT_A_SERVICE)
 			free_record(cookie, bucket);
 		return error;
 	}
-	slot = pick(set, random_of(cookie, bucket));
+	slot = choose(ctx, &of, vip.addr, random_of(cookie, bucket));
 	if (!slot)
 		return -ECONNREFUSED;
 	translate(to, slot->addr, slot->port);
@@ -178,26 +179,25 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct fronte
 {
 	struct frontend_key vip = *to;
 	struct datagrams *sent;
+	struct destination of;
 	struct slot *slot;
-	__u64 set;
 	int error;
-	__u32 id;
 
 	if (to->proto != IPPROTO_UDP || !ctx->sk)
 		return NOT_A_SERVICE;
 	sent = datagrams.sk_storage_get(ctx->sk, NULL, 0);
 	if (sent && recall(sent, to))
 		return TRANSLATED;
-	error = find_set(to, &set, &id);
+	error = find_destination(ctx, to, &of);
 	if (error != TRANSLATED)
 		return error;
-	slot = pick(set, bpf_get_prandom_u32());
+	slot = choose(ctx, &of, vip.addr, bpf_get_prandom_u32());
 	if (!slot)
 		return -ECONNREFUSED;
 	translate(to, slot->addr, slot->port);
 	sent = datagrams.sk_storage_get(ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (sent)
-		remember(sent, &vip, slot, id);
+		remember(sent, &vip, slot, &of);
 	return TRANSLATED;
 }
 
@@ -307,6 +307,62 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	if (sock_getpeername(ctx, &peer))
 		write_v6(ctx, &peer);
 	return PROCEED;
+}
+
+/* A NodePort, or a load balancer's port at its address, that no process of the host may take. */
+static __always_inline bool is_guarded(const struct frontend_key *to)
+{
+	struct frontend_key key = *to;
+	struct service *service;
+	__u32 id;
+
+	service = find_service(&key, &id);
+	if (!service) {
+		service = find_wildcard(key.addr, &id);
+		if (!service || !(service->flags & (SERVICE_NODE | SERVICE_LOOPBACK)))
+			return false;
+		any_address(key.addr);
+		service = find_service(&key, &id);
+	}
+	return service && service->flags & SERVICE_GUARDED;
+}
+
+/* bind(): who listens where connections never arrive would wait for ever. */
+static __always_inline int sock_bind(struct bpf_sock *ctx, struct frontend_key *to)
+{
+	bool guarded;
+
+	if (!to->port || (to->proto != IPPROTO_TCP && to->proto != IPPROTO_UDP) ||
+	    !in_host_netns(ctx))
+		return PROCEED;
+	guarded = is_guarded(to);
+	if (!guarded && !(to->addr[0] | to->addr[1] | to->addr[2] | to->addr[3])) {
+		to->addr[2] = V4_MAPPED; /* [::] most often stands for 0.0.0.0 as well */
+		guarded = is_guarded(to);
+	}
+	if (!guarded)
+		return PROCEED;
+	count(COUNTER_BIND_REFUSED);
+	return verdict(-EADDRINUSE);
+}
+
+int post_bind4(struct bpf_sock *ctx)
+{
+	struct frontend_key to = {
+		{ 0, 0, V4_MAPPED, ctx->src_ip4 }, bpf_htons(ctx->src_port), ctx->protocol, 0
+	};
+
+	return sock_bind(ctx, &to);
+}
+
+int post_bind6(struct bpf_sock *ctx)
+{
+	struct frontend_key to = {
+		{ ctx->src_ip6[0], ctx->src_ip6[1], ctx->src_ip6[2], ctx->src_ip6[3] },
+		bpf_htons(ctx->src_port), ctx->protocol, 0
+	};
+
+	return sock_bind(ctx, &to);
 }
 
 /* Counting starts with the SYN and ends with TCP_CLOSE, however the connection got there. */

@@ -9,29 +9,35 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
-import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pointsman import __version__, host, state
-from pointsman.builtin import REF as DNS_REF
+from pointsman import abi, host, netlink, netns, state
 from pointsman.builtin import DnsService, dns_address
 from pointsman.clusterip import ClusterIPs
+from pointsman.context import Context
 from pointsman.dns import DnsServer
 from pointsman.events import Changed, Event, Listed, Problem, Problems
 from pointsman.maps import Maps, View, apply, take_over
+from pointsman.membership import Membership
+from pointsman.nodes import context_of, masks
 from pointsman.objects import Ref
-from pointsman.pins import Loaded, Pins, Sizes
+from pointsman.optout import opted_out
+from pointsman.optouts import OptOuts
+from pointsman.pins import Loaded, Pins
 from pointsman.plan import Garbage, Plan
 from pointsman.planner import Planner
-from pointsman.resolve import Context, is_balanced, local_vips, resolve
+from pointsman.reaper import Found, Reaped, Reaper
+from pointsman.report import Reporter
+from pointsman.settings import Settings
+from pointsman.stale import stale, stale_flows
 from pointsman.tracker import Tracker
-from pointsman.values import Address, Entry, endpoint_text, to_address
+from pointsman.values import TCP, UDP, Address, Entry
+from pointsman.wanted import affected, resolve_ref
 from pointsman.zone import Zone
 
 log = logging.getLogger("pointsman.agent")
@@ -40,22 +46,7 @@ _BATCH = 1000  # events folded into one plan at most
 _RETRY = 1.0  # seconds until a failed sync is tried again
 _HEARTBEAT = 1.0  # seconds between two writings of the status file, at most
 _COLLECT = gc.get_threshold()
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How one agent runs. Paths are absolute, addresses as people write them."""
-
-    bpffs: Path = Path("/sys/fs/bpf/pointsman")
-    cgroup: Path = Path("/sys/fs/cgroup")
-    run_dir: Path = Path("/run/pointsman")
-    state_dir: Path = Path("/var/lib/pointsman")
-    manifests: Path = Path("/etc/pointsman/manifests")
-    service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
-    domain: str = "cluster.local"
-    dns_listen: tuple[tuple[str, int], ...] = ()
-    dns_upstreams: tuple[tuple[str, int], ...] = ()
-    sizes: Sizes = field(default_factory=Sizes)
+_UNREACHABLE = abi.constants()["EMPTY_UNREACHABLE"]
 
 
 class Source(Protocol):
@@ -77,7 +68,12 @@ class _Addresses:
     addresses: frozenset[Address]
 
 
-_Message = Event | _Reclaimed | _Addresses
+@dataclass(frozen=True, slots=True)
+class _OptedOut:
+    namespaces: Mapping[Address, int]  # cookies of network namespaces, by the pod's address
+
+
+_Message = Event | _Reclaimed | _Addresses | Found | Reaped | _OptedOut
 
 
 class Agent:
@@ -90,19 +86,26 @@ class Agent:
         self._garbage: queue.SimpleQueue[tuple[Garbage, Planner] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._pins = Pins(settings.bpffs, settings.sizes)
+        self._reporter = Reporter(settings, source.where)
         #: None until the node's addresses are known: a VIP among them must never be translated.
-        self._context: Context | None = None
+        self._addresses: frozenset[Address] | None = None
+        self._context = Context(settings.policy, settings.node_name)
         self._touched: set[Ref] = set()  # not resolved yet
         self._entries: dict[Ref, tuple[Entry, ...]] = {}
         self._resolve_problems: dict[Ref, tuple[Problem, ...]] = {}
         self._source_problems: tuple[Problem, ...] = ()
-        self._reported: set[Problem] = set()
+        self._node_problems: tuple[Problem, ...] = ()
+        self._no_local: set[Ref] = set()  # Services whose policy leaves them without an endpoint
         self._attached = False
         self.failed = ""
         self._status_due = True
         self._status_at = 0.0
-        self._started = time.time()
-        self._totals = {"syncs": 0, "failures": 0, "problems": 0}
+        self._totals = {"syncs": 0, "failures": 0}
+        self._stale = {"checks": 0, "destroyed": 0, "flowsDeleted": 0}
+        self._stale_problems: tuple[str, ...] = ()
+        self._opted_out: Mapping[Address, int] = {}
+        self._opt_outs_wanted: frozenset[Address] = frozenset()
+        self._opt_outs = OptOuts(lambda found: self._queue.put(_OptedOut(found)))
         self._last_sync: dict[str, Any] = {}
         self._claims: dict[str, Ref] = {}
         self.ready = threading.Event()
@@ -134,10 +137,13 @@ class Agent:
             loaded = self._pins.load()
             log.info("loaded generation=%s compiled=%s", loaded.generation.name, loaded.compiled)
             self._open(loaded)
+            self._prepare_host()
             for name, target in (
                 ("source", lambda: self._source.run(self._queue.put, self._stop)),
                 ("addresses", self._watch_addresses),
                 ("reclaim", self._reclaim),
+                ("reaper", self._reaper.run),
+                ("optouts", self._opt_outs.run),
             ):
                 thread = threading.Thread(target=self._guard(name, target), name=name, daemon=True)
                 thread.start()
@@ -146,6 +152,9 @@ class Agent:
         finally:
             self._stop.set()
             self._garbage.put(None)
+            self._opt_outs.stop()
+            if threads:
+                self._reaper.stop()
             if dns:
                 dns.stop()
             for thread in threads:
@@ -190,6 +199,28 @@ class Agent:
         self._loaded = loaded
         self._maps = Maps(loaded.generation.maps, loaded.generation.programs)
         self._planner = self._new_planner()
+        self._reaper = Reaper(
+            loaded.generation.maps,
+            self._maps.wait_for_readers,
+            self._queue.put,
+            self._queue.put,
+            protocols=frozenset({UDP, TCP} if self._settings.end_tcp else {UDP}),
+        )
+
+    def _prepare_host(self) -> None:
+        """What the programs must know of this machine, and the ports that nobody else may get."""
+        policy, run_dir = self._settings.policy, self._settings.run_dir
+        try:
+            cookie = netns.cookie()
+        except OSError as error:
+            cookie = 0
+            log.warning("NodePorts at 127.0.0.1 and the bind guard are off: %s", error)
+        self._maps.write_settings(cookie, masks(policy.refused_cidrs))
+        wanted = (policy.node_port_range,) if policy.bind_guard else ()
+        try:
+            state.write_reserved(run_dir, host.hold_ports(wanted, state.read_reserved(run_dir)))
+        except OSError as error:
+            log.warning("NodePorts are not kept from sockets that ask for any port: %s", error)
 
     def _new_planner(self) -> Planner:
         """Takes over what the maps hold; after an upgrade also the numbers of the old ones."""
@@ -201,7 +232,7 @@ class Agent:
         return take_over(self._maps, inherited)
 
     def _watch_addresses(self) -> None:
-        host.watch_addresses(lambda found: self._queue.put(_Addresses(found)), self._stop)
+        netlink.watch_addresses(lambda found: self._queue.put(_Addresses(found)), self._stop)
 
     def _reclaim(self) -> None:
         """Waits out grace periods, several plans at a time, off the thread that owns the maps."""
@@ -261,7 +292,7 @@ class Agent:
         return messages
 
     def _take(self, messages: list[_Message], *, hold: bool = False) -> None:
-        retry = listed = False
+        retry = listed = moved = False
         for message in messages:
             if isinstance(message, Listed | Changed):
                 event = self._dns_service.add(message) if self._dns_service else message
@@ -271,21 +302,78 @@ class Agent:
                 self._source_problems = message.problems
                 self._status_due = True
             elif isinstance(message, _Addresses):
-                self._touched |= self._take_addresses(message.addresses)
+                self._addresses = message.addresses
+                moved = True
+            elif isinstance(message, Found):
+                self._judge(message)
+            elif isinstance(message, Reaped):
+                self._take_reaped(message)
+            elif isinstance(message, _OptedOut):
+                self._opted_out = message.namespaces
+                self._maps.skip(frozenset(message.namespaces.values()))
+                self._status_due = True
             elif message.planner is self._planner:
                 self._planner.reclaim(message.garbage)
                 retry = bool(self._planner.unplaced)
-        ready = self._tracker.listed and self._context is not None
+        self._look_around(moved or listed)
+        ready = self._tracker.listed and self._addresses is not None
         if ready and not hold and (self._touched or not self._attached or listed or retry):
             touched, self._touched = self._touched, set()
             self._sync(touched)
-        self._report_problems()
+        if self._status_due:
+            self._reporter.problems(self.problems())
 
-    def _take_addresses(self, addresses: frozenset[Address]) -> set[Ref]:
-        before = self._context.local_addresses if self._context else frozenset()
-        changed = addresses ^ before
-        self._context = Context(addresses)
-        return {s.ref for s in local_vips(self._tracker.services.values(), changed)}
+    # -- this node ---------------------------------------------------------------------------
+
+    def _look_around(self, moved: bool) -> None:
+        """Follows the node's addresses, labels and neighbours, and the pods that opted out."""
+        if not moved and not any(ref.kind != "Service" for ref in self._touched):
+            return
+        before, tracker, settings = self._context, self._tracker, self._settings
+        self._context = context_of(
+            tracker.nodes.values(), settings.node_name, self._addresses or (), settings.policy
+        )
+        self._touched |= affected(tracker, before, self._context)
+        wanted, self._node_problems = opted_out(
+            tracker.pods.values(), tracker.namespaces, self._context
+        )
+        self._opt_outs_wanted = wanted
+        self._opt_outs.want(wanted)
+        self._status_due = True
+
+    # -- what endpoints leave behind ---------------------------------------------------------
+
+    def _look_for_stale(self, touched: set[Ref]) -> None:
+        """After a sync: sockets of this protocol may lead to an endpoint that left with it."""
+        protocols = {"UDP", "TCP"} if self._settings.end_tcp else {"UDP"}
+        for ref in touched:
+            service = self._tracker.services.get(ref)
+            if service is None or protocols & {port.protocol for port in service.spec.ports}:
+                self._reaper.look(flows=True)
+                return
+
+    def _judge(self, found: Found) -> None:
+        self._stale["checks"] += 1
+        members = Membership(self._tracker, self._context, self._planner.owner)
+        self._reaper.destroy(
+            stale(found.records, members.present), stale_flows(found.flows, members.serving)
+        )
+
+    def _take_reaped(self, reaped: Reaped) -> None:
+        self._stale["destroyed"] += len(reaped.destroyed)
+        self._stale["flowsDeleted"] += reaped.flows
+        for problem in set(reaped.problems) - set(self._stale_problems):
+            log.warning("%s", problem)
+        self._stale_problems = reaped.problems
+        if reaped.destroyed or reaped.flows:
+            log.info(
+                "endpoints left: sockets ended=%s conntrack entries deleted=%s",
+                len(reaped.destroyed),
+                reaped.flows,
+            )
+        self._status_due = True
+
+    # -- syncing -----------------------------------------------------------------------------
 
     def _sync(self, touched: set[Ref]) -> None:
         began = time.monotonic()
@@ -303,19 +391,17 @@ class Agent:
             "services": len(touched),
         }
         self._status_due = True
+        self._look_for_stale(touched)
 
     def _resolve(self, touched: set[Ref]) -> dict[Ref, tuple[Entry, ...]]:
         changed: dict[Ref, tuple[Entry, ...]] = {}
-        context = self._context or Context()
         for ref in touched:
-            service = self._tracker.services.get(ref)
-            slices = self._tracker.slices(ref)
-            if self._zone:
-                if service:
-                    self._zone.put(service, slices)
+            if self._zone and ref.kind == "Service":
+                if service := self._tracker.services.get(ref):
+                    self._zone.put(service, self._tracker.slices(ref))
                 else:
                     self._zone.delete(ref)
-            entries, problems = resolve(service, slices, context) if service else ((), ())
+            entries, problems = resolve_ref(ref, self._tracker, self._context)
             if problems:
                 self._resolve_problems[ref] = problems
             else:
@@ -326,6 +412,10 @@ class Agent:
                     self._entries[ref] = entries
                 else:
                     del self._entries[ref]
+                if any(e.empty == _UNREACHABLE and not e.endpoints for e in entries):
+                    self._no_local.add(ref)
+                else:
+                    self._no_local.discard(ref)
         return changed
 
     def _carry_out(self, plan: Plan) -> None:
@@ -342,6 +432,7 @@ class Agent:
         self._last_sync.pop("error", None)
         if not self._attached:
             self._attach()
+        self._reaper.look(flows=True)
 
     def _attach(self) -> None:
         """The links, once the maps are filled: from here on sockets are translated."""
@@ -360,6 +451,7 @@ class Agent:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECT)
+        self._reaper.look(flows=True)  # what left while no agent looked
         self._write_status()
         self.ready.set()
 
@@ -381,7 +473,7 @@ class Agent:
 
     def problems(self) -> list[Problem]:
         """Everything an operator should mend now."""
-        found = [*self._source_problems, *self._tracker.problems]
+        found = [*self._source_problems, *self._tracker.problems, *self._node_problems]
         found += [problem for each in self._resolve_problems.values() for problem in each]
         found += [
             Problem(
@@ -389,75 +481,36 @@ class Agent:
             )
             for r, reason in self._planner.unplaced.items()
         ]
-        return [self._located(problem) for problem in found]
-
-    def _located(self, problem: Problem) -> Problem:
-        """What came up after the source had let the object in lacks the file that it is from."""
-        kind, _, key = problem.object.partition(" ")
-        if problem.where or not key:
-            return problem
-        namespace, _, name = key.partition("/")
-        return dataclasses.replace(problem, where=self._source.where(Ref(kind, namespace, name)))
-
-    def _report_problems(self) -> None:
-        if not self._status_due:
-            return
-        now = set(self.problems())
-        for problem in sorted(now - self._reported, key=str):
-            self._totals["problems"] += 1
-            (log.warning if problem.severity == "warning" else log.error)("%s", problem)
-        for problem in sorted(self._reported - now, key=str):
-            log.info("mended: %s", problem)
-        self._reported = now
+        return found
 
     def _write_status(self, *, stopped: bool = False) -> None:
         self._status_due = False
         self._status_at = time.monotonic()
-        settings = self._settings
-        dns = self._dns
-        status = {
-            "version": __version__,
-            "pid": os.getpid(),
-            "started": self._started,
-            "stopped": time.time() if stopped else None,
-            "failed": self.failed,
-            "settings": {
-                "bpffs": str(settings.bpffs),
-                "cgroup": str(settings.cgroup),
-                "manifests": str(settings.manifests),
-                "state_dir": str(settings.state_dir),
-                "service_cidrs": list(settings.service_cidrs),
-                "domain": settings.domain,
+        context = self._context
+        problems = self._reporter.problems(self.problems())
+        self._reporter.write(
+            self._tracker,
+            self._dns,
+            stopped=time.time() if stopped else None,
+            failed=self.failed,
+            sync={
+                **self._last_sync,
+                **self._totals,
+                "problems": self._reporter.problems_so_far,
+                "attached": self._attached,
             },
-            "source": {
-                "kind": "manifests",
-                "path": str(settings.manifests),
-                "listed": self._tracker.listed,
-                "objects": self._tracker.counts(),
+            problems=[dataclasses.asdict(problem) for problem in problems],
+            node={
+                "name": context.node_name,
+                "zone": context.zone,
+                "localAddresses": len(context.local_addresses),
+                "remoteAddresses": len(context.remote_addresses),
             },
-            "sync": {**self._last_sync, **self._totals, "attached": self._attached},
-            "balanced": sum(map(is_balanced, self._tracker.services.values())),
-            "problems": [dataclasses.asdict(problem) for problem in self.problems()],
-            "dns": dns
-            and {
-                "listen": _texts(dns.addresses),
-                "upstreams": _texts(dns.upstreams),
-                "cluster_ips": self._dns_addresses(),
-                "queries": dict(dns.counters.queries),
-                "forwarded": dns.counters.forwarded,
+            stale={**self._stale, "problems": list(self._stale_problems)},
+            noLocalEndpoints={"internal": len(self._no_local)},
+            optedOut={
+                "pods": len(self._opt_outs_wanted),
+                "namespaces": len(set(self._opted_out.values())),
+                "waiting": len(self._opt_outs_wanted - self._opted_out.keys()),
             },
-        }
-        try:
-            state.write_json(settings.run_dir / state.STATUS, status)
-        except OSError as error:
-            log.error("status file: %s", error)
-
-    def _dns_addresses(self) -> list[str]:
-        service = self._tracker.services.get(DNS_REF)
-        if service is None or not is_balanced(service):
-            return []
-        return list(service.spec.cluster_ips)
-
-
-def _texts(addresses: Sequence[tuple[str, int]]) -> list[str]:
-    return [endpoint_text(to_address(address), port) for address, port in addresses]
+        )

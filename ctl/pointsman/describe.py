@@ -17,7 +17,7 @@ from pointsman.inspect import (
     frontends,
     held,
 )
-from pointsman.objects import EndpointSlice, Service, ServicePort
+from pointsman.objects import EndpointSlice, LoadBalancerIngress, Service, ServicePort
 
 _NONE, _UNSET = "<none>", "<unset>"
 _SHOWN = 3  # endpoints of one port; the rest is counted
@@ -95,7 +95,13 @@ def _addresses(service: Service) -> list[Line]:
         lines.append(("External IPs:", ",".join(spec.external_ips)))
     if spec.external_name:
         lines.append(("External Name:", spec.external_name))
+    if ingress := service.status.load_balancer.ingress:
+        lines.append(("LoadBalancer Ingress:", ", ".join(map(_ingress, ingress))))
     return lines
+
+
+def _ingress(ingress: LoadBalancerIngress) -> str:
+    return f"{ingress.ip} ({ingress.ip_mode or 'VIP'})" if ingress.ip else ingress.hostname
 
 
 def _families(service: Service) -> tuple[str, ...]:
@@ -115,6 +121,8 @@ def _port(service: Service, port: ServicePort, slices: list[EndpointSlice]) -> l
         ("Port:", f"{name}  {port.port}/{port.protocol}"),
         ("TargetPort:", f"{port.target_port or port.port}/{port.protocol}"),
     ]
+    if port.app_protocol:
+        lines.append(("AppProtocol:", port.app_protocol))
     if port.node_port:
         lines.append(("NodePort:", f"{name}  {port.node_port}/{port.protocol}"))
     lines.append(("Endpoints:", _endpoints(slices, port.name)))
@@ -155,6 +163,11 @@ def _policies(service: Service) -> list[Line]:
         lines.append(("External Traffic Policy:", external))
     if spec.type != "ExternalName":
         lines.append(("Internal Traffic Policy:", spec.internal_traffic_policy))
+    if spec.health_check_node_port:
+        lines.append(("HealthCheck NodePort:", str(spec.health_check_node_port)))
+    if spec.load_balancer_source_ranges:
+        ranges = ",".join(spec.load_balancer_source_ranges)
+        lines.append(("LoadBalancer Source Ranges:", ranges))
     if spec.traffic_distribution:
         lines.append(("Traffic Distribution:", spec.traffic_distribution))
     return lines
@@ -165,11 +178,32 @@ def describe_row(row: ServiceRow) -> str:
     lines = [
         ("Name:", row.name),
         ("Namespace:", row.namespace),
+        ("Type:", row.type),
         ("IP:", row.cluster_ips[0] if row.cluster_ips else ""),
         ("IPs:", ",".join(row.cluster_ips) or _NONE),
-        *(("Port:", f"{port.name or _UNSET}  {port}") for port in row.ports),
     ]
+    if row.external_ips:
+        lines.append(("External IPs:", ",".join(row.external_ips)))
+    for port in row.ports:
+        name = port.name or _UNSET
+        number = "<unknown>" if port.port is None else port.port
+        lines.append(("Port:", f"{name}  {number}/{port.protocol}"))
+        if port.node_port is not None:
+            lines.append(("NodePort:", f"{name}  {port.node_port}/{port.protocol}"))
+    lines.append(("Session Affinity:", "ClientIP" if row.affinity_seconds else "None"))
     return align(lines)
+
+
+def local_endpoints(slices: Iterable[EndpointSlice], node: str) -> frozenset[str]:
+    """ADDRESS:PORT of what runs on this node, in whatever condition. `node` is the Node's name."""
+    return frozenset(
+        _joined(endpoint.addresses[0], port.port)
+        for piece in slices
+        for endpoint in piece.endpoints or ()
+        if node and endpoint.node_name == node and endpoint.addresses
+        for port in piece.ports or ()
+        if port.port
+    )
 
 
 def describe_kernel(
@@ -194,5 +228,6 @@ def _frontend_line(row: FrontendRow) -> str:
     else:
         affinity = f", affinity {row.affinity_seconds} s" if row.affinity_seconds else ""
         empty = f", no endpoints: {row.when_empty}" if row.when_empty else ""
-        line = f"{row.frontend}  id {row.id}, {row.algorithm}{affinity}{empty}"
+        flags = f", {' '.join(row.flags)}" if row.flags else ""
+        line = f"{row.frontend}  id {row.id}, {row.kind}, {row.algorithm}{affinity}{flags}{empty}"
     return line if row.consistent else f"{line}, not in force: its service has another key"

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import state
-from pointsman.agent import Settings
 from pointsman.builtin import DnsService, dns_address
 from pointsman.clusterip import ClusterIPs
+from pointsman.context import Context
 from pointsman.errors import NotFound
 from pointsman.events import Problem
 from pointsman.manifests import ManifestSource
-from pointsman.resolve import Context, resolve
+from pointsman.settings import Settings
 from pointsman.tracker import Tracker
 from pointsman.values import Entry
+from pointsman.wanted import all_refs, resolve_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,6 @@ def entries(tracker: Tracker, context: Context) -> list[Entry]:
     """Every frontend that the maps should have on this node."""
     return [
         entry
-        for ref, service in tracker.services.items()
-        for entry in resolve(service, tracker.slices(ref), context)[0]
+        for ref in all_refs(tracker, context)
+        for entry in resolve_ref(ref, tracker, context)[0]
     ]

@@ -19,7 +19,8 @@ from pointsman.objects import KINDS, Object, Ref
 from pointsman.validate import validate
 from pointsman.yamlreader import Refused, json_documents, yaml_documents
 
-_API_VERSIONS = {"Service": "v1", "Pod": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
+_API_VERSIONS = dict.fromkeys(KINDS, "v1") | {"EndpointSlice": "discovery.k8s.io/v1"}
+_CLUSTER_SCOPED = ("Node", "Namespace")
 # All of core/v1: in other groups anyone may define kinds.
 _CORE_KINDS = frozenset((
     "Binding", "ComponentStatus", "ConfigMap", "Endpoints", "Event", "LimitRange", "List",
@@ -159,9 +160,12 @@ def _ref(document: dict[str, object]) -> Ref | None:
     """What a document names, as far as that can be told from a bad one."""
     metadata = document.get("metadata")
     if isinstance(metadata, dict):
-        name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
+        kind, name = str(document["kind"]), metadata.get("name")
+        namespace = metadata.get("namespace") or "default"
+        if kind in _CLUSTER_SCOPED:
+            namespace = ""
         if isinstance(name, str) and name and isinstance(namespace, str):
-            return Ref(str(document["kind"]), namespace, name)
+            return Ref(kind, namespace, name)
     return None
 
 

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pointsman import abi
-from pointsman.inspect import RETIRED, Reader, algorithm_name, empty_name
+from pointsman.inspect import (
+    RETIRED,
+    Reader,
+    algorithm_name,
+    cidr_text,
+    client_name,
+    decode_affinity,
+    empty_name,
+    flag_names,
+    skipped_netns,
+)
 from pointsman.plan import Element
 from pointsman.values import PROTOCOL_NAMES, PortName, endpoint_text
 
@@ -24,13 +34,13 @@ _layouts = abi.layouts()
 _read_load = _layouts["load"].reader("generation", "open")
 
 Row = dict[str, Any]
-Items = Iterable[tuple[bytes, bytes]]
+#: Of which there are always as many: how full they are says nothing.
+_FIXED = ("counters", "settings")
 
 
 class Source(Reader, Protocol):
-    """A Reader with the raw elements of the maps that nothing else reads."""
+    """A Reader with the counters, which nothing else reads."""
 
-    def items(self, name: str) -> Items: ...
     def counters(self) -> dict[str, int]: ...
 
 
@@ -51,7 +61,7 @@ def map_row(name: str, kind: int, entries: int, used: int | None, memory_bytes: 
     if name == "sockets_more":
         entries *= abi.constants()["MORE_PLACES"]
     fill = None
-    if used is not None and entries and name != "counters":  # of which there are always as many
+    if used is not None and entries and name not in _FIXED:
         fill = round(100 * used / entries, 1)
     return MapRow(name, TYPES.get(kind, f"type {kind}"), used, entries, fill, memory_bytes)
 
@@ -97,10 +107,17 @@ def _services(source: Source) -> Iterator[Row]:
             "name": _owner_name(names, element.owner),
             "algorithm": algorithm_name(element.algorithm),
             "affinitySeconds": element.affinity,
+            "flags": list(flag_names(element.flags)),
             "firstSlot": element.first if element.count else None,
             "count": element.count,
-            "whenEmpty": None if element.count else empty_name(element.first),
+            "whenEmpty": _when_empty(element),
         }
+
+
+def _when_empty(element: Element) -> str | None:
+    """None also for an address at which undefined ports are no error."""
+    passes = element.frontend.wildcard and element.flags
+    return None if element.count or passes else empty_name(element.first)
 
 
 def _owner_name(names: Mapping[int, PortName], owner: int) -> str:
@@ -159,6 +176,35 @@ def _names(source: Source) -> Iterator[Row]:
 def _counters(source: Source) -> Iterator[Row]:
     for name, value in source.counters().items():
         yield {"counter": name, "value": value}
+
+
+def _settings(source: Source) -> Iterator[Row]:
+    known = source.settings()
+    yield {
+        "hostNetns": known["host_netns"] or None,
+        "skipped": known["skipped"],
+        "refusedCidrs": [cidr_text(*cidr) for cidr in known["cidrs"]],
+    }
+
+
+def _skipped_netns(source: Source) -> Iterator[Row]:
+    for cookie in skipped_netns(source):
+        yield {"netns": cookie}
+
+
+def _affinity(source: Source) -> Iterator[Row]:
+    names, host = source.names(), source.settings()["host_netns"]
+    for raw_key, raw in source.items("affinity"):
+        key, entry = decode_affinity(raw_key, raw)
+        yield {
+            "netns": key["netns"],
+            "client": client_name(key["netns"], host),
+            "owner": key["owner"],
+            "name": _owner_name(names, key["owner"]),
+            "family": key["family"],
+            "endpoint": endpoint_text(entry["addr"], entry["port"]),
+            "seen": entry["seen"],
+        }
 
 
 def _record(record: Mapping[str, Any]) -> Row:
@@ -240,10 +286,13 @@ DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
     "load": _load,
     "previous_load": _raw_load("previous_load"),
     "names": _names,
+    "settings": _settings,
+    "skipped_netns": _skipped_netns,
     "counters": _counters,
     "sockets": _sockets,
     "sockets_more": _sockets_more,
     "sockets_overflow": _sockets_overflow,
     "overflow_netns": _overflow_netns,
+    "affinity": _affinity,
     "mptcp": _mptcp,
 }

@@ -2,20 +2,24 @@
 
 Pure, and as kube-controller-manager's endpointslice controller does it, so that a manifest means
 here what it means in a cluster. Two things it does are left out because nothing reads them: the
-split at 100 endpoints a slice, and the empty slice of a Service without Pods.
+split at 100 endpoints a slice, and the empty slice of a Service without Pods. Two are done in
+another way: a Pod counts even if its Node is not known, and the hints of topology-mode "Auto",
+which weigh the CPUs of all nodes, are not made.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from pointsman.objects import (
     Endpoint,
     EndpointConditions,
+    EndpointHints,
     EndpointPort,
     EndpointSlice,
+    ForName,
     ObjectMeta,
     ObjectReference,
     Pod,
@@ -26,6 +30,11 @@ from pointsman.objects import (
 SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 HEADLESS = "service.kubernetes.io/headless"
+# The first one counts if both are there.
+TOPOLOGY_MODES = (
+    "service.kubernetes.io/topology-aware-hints",
+    "service.kubernetes.io/topology-mode",
+)
 
 _Group = tuple[EndpointPort, ...]
 
@@ -44,28 +53,46 @@ def selects(service: Service, pod: Pod) -> bool:
     )
 
 
-def endpoint_slices(service: Service, pods: Iterable[Pod]) -> tuple[EndpointSlice, ...]:
+def endpoint_slices(
+    service: Service, pods: Iterable[Pod], zones: Mapping[str, str] = {}
+) -> tuple[EndpointSlice, ...]:
     """The slices of a Service, one for each family and each set of resolved ports among its pods.
 
     Equal input in any order of pods gives equal output; slices are named
     `<service>-<family>-<n>`, n from 0, in the order of their ports. A name may come to stand for
     other ports after a change, so a Service's slices are to be replaced all at once. The `pods`
-    may be those of all namespaces. Addresses must be valid (see `validate`).
+    may be those of all namespaces. Addresses must be valid (see `validate`). `zones` has, by the
+    name of a node, the zone it is in (its label topology.kubernetes.io/zone).
     """
     chosen = sorted(
         (pod for pod in pods if selects(service, pod) and _has_endpoint(pod)),
         key=lambda pod: pod.metadata.name,
     )
     return tuple(
-        slice_ for family in _families(service) for slice_ in _slices(service, family, chosen)
+        slice_
+        for family in _families(service)
+        for slice_ in _slices(service, family, chosen, zones)
     )
 
 
-def _slices(service: Service, family: str, pods: list[Pod]) -> Iterator[EndpointSlice]:
+def hints_automatic(service: Service) -> bool:
+    """True if an annotation asks for hints in proportion to the CPUs of each zone (KEP-2433).
+
+    It puts spec.trafficDistribution out of force.
+    """
+    annotations = service.metadata.annotations
+    mode = next((annotations[name] for name in TOPOLOGY_MODES if name in annotations), "")
+    return mode in ("Auto", "auto")
+
+
+def _slices(
+    service: Service, family: str, pods: list[Pod], zones: Mapping[str, str]
+) -> Iterator[EndpointSlice]:
     groups: defaultdict[_Group, list[Endpoint]] = defaultdict(list)
     for pod in pods:
+        zone = zones.get(pod.spec.node_name, "")
         if addresses := _addresses(pod, family):
-            groups[_ports(service, pod)].append(_endpoint(service, pod, addresses))
+            groups[_ports(service, pod)].append(_endpoint(service, pod, addresses, zone))
     labels = dict(service.metadata.labels)
     labels.pop(HEADLESS, None)
     labels |= {SERVICE_NAME: service.metadata.name, MANAGED_BY: "pointsman"}
@@ -113,7 +140,7 @@ def _addresses(pod: Pod, family: str) -> tuple[str, ...]:
     return tuple(address for address in addresses if _family(address) == family)
 
 
-def _endpoint(service: Service, pod: Pod, addresses: tuple[str, ...]) -> Endpoint:
+def _endpoint(service: Service, pod: Pod, addresses: tuple[str, ...], zone: str) -> Endpoint:
     serving = any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
     terminating = pod.metadata.deletion_timestamp is not None
     # serving stays the bare Ready condition: publishNotReadyAddresses changes ready alone.
@@ -124,10 +151,30 @@ def _endpoint(service: Service, pod: Pod, addresses: tuple[str, ...]) -> Endpoin
         conditions=EndpointConditions(ready=ready, serving=serving, terminating=terminating),
         hostname=pod.spec.hostname if named else "",
         node_name=pod.spec.node_name,
+        zone=zone,
+        hints=_hints(service, pod.spec.node_name, zone) if ready else None,
         target_ref=ObjectReference(
             kind="Pod", namespace=pod.metadata.namespace, name=pod.metadata.name
         ),
     )
+
+
+def _hints(service: Service, node: str, zone: str) -> EndpointHints | None:
+    """What spec.trafficDistribution makes of a ready endpoint's place (KEP-4444, KEP-3015).
+
+    Each endpoint gets what its own place gives: it is the proxy that passes over a kind of hint
+    which some endpoint lacks.
+    """
+    distribution = service.spec.traffic_distribution
+    known = ("PreferClose", "PreferSameZone", "PreferSameNode")
+    if distribution not in known or hints_automatic(service):
+        return None
+    for_zones = (ForName(zone),) if zone else ()
+    # Zones with PreferSameNode, too: for the nodes that have no endpoint of their own.
+    for_nodes = (ForName(node),) if node and distribution == "PreferSameNode" else ()
+    if not (for_zones or for_nodes):
+        return None
+    return EndpointHints(for_zones=for_zones, for_nodes=for_nodes)
 
 
 def _ports(service: Service, pod: Pod) -> _Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,10 +10,14 @@ from typing import Any
 
 from pointsman.dump import MapRow
 from pointsman.hooks import Link
-from pointsman.inspect import plain
+from pointsman.inspect import camel, plain
 from pointsman.verify import link_differences
 
 Report = dict[str, Any]
+
+#: The first releases of the stable series in which kernel_connect() passes a copy of the address
+#: on (0bdf399342c5) and CIFS and Ceph call it (cedc019b9f26, 7563cf17dce0); mainline: 6.6.
+_COPIES_ADDRESS = {(5, 10): 199, (5, 15): 136, (6, 1): 59, (6, 5): 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class Observation:
     mapped_bytes: int
     counters: dict[str, int]
     now: float
+    #: As uname -r says it.
+    kernel: str = ""
 
 
 def report(seen: Observation) -> Report:
@@ -39,13 +46,19 @@ def report(seen: Observation) -> Report:
     return {
         "healthy": not reasons,
         "reasons": reasons,
+        "warnings": [note for note in [kernel_sockets_note(seen.kernel)] if note],
         "agent": agent,
+        "node": _node(seen),
+        "policy": _policy(seen),
         "datapath": datapath,
         "maps": [plain(row) for row in seen.maps],
         "sync": sync,
         "source": _source(seen),
         "dns": _dns(seen),
         "counters": dict(seen.counters),
+        "noLocalEndpoints": _numbers(seen, "noLocalEndpoints", "internal", "external"),
+        "stale": _numbers(seen, "stale", "destroyed", "flowsDeleted", "checks"),
+        "optedOut": _numbers(seen, "optedOut", "pods", "namespaces", "waiting"),
         "problems": _problems(seen),
     }
 
@@ -86,6 +99,48 @@ def _agent_reasons(agent: Report, sync: Report) -> list[str]:
     if not sync["attached"]:
         return ["the agent has not completed its first sync"]
     return []
+
+
+def kernel_sockets_note(release: str) -> str:
+    """What to know of mounts (NFS, CIFS, Ceph) of a Service's address on a kernel whose own
+    sockets take a translated address for the one they were given; "" if it is not so.
+
+    Distributions take fixes without changing the number, so this is a warning only.
+    """
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    if not match:
+        return ""
+    series, patch = (int(match[1]), int(match[2])), int(match[3] or 0)
+    fixed = _COPIES_ADDRESS.get(series)
+    if series >= (6, 6) or (fixed is not None and patch >= fixed):
+        return ""
+    where = f", or {series[0]}.{series[1]}.{fixed}" if fixed else ""
+    return (
+        f"kernel {release}: an NFS, CIFS or Ceph mount of a Service's address may keep the "
+        "endpoint's address instead and not find another one later; use Linux 6.6 or newer"
+        f"{where}, or a kernel of your distribution with its commit 0bdf399342c5"
+    )
+
+
+def _node(seen: Observation) -> Report:
+    node = seen.status.get("node") or {}
+    return {
+        "name": node.get("name") or None,
+        "zone": node.get("zone") or None,
+        "localAddresses": node.get("localAddresses"),
+        "remoteAddresses": node.get("remoteAddresses"),
+    }
+
+
+def _policy(seen: Observation) -> Report:
+    """Empty if no agent has said it."""
+    policy = seen.status.get("policy") or {}
+    return {camel(name): value for name, value in policy.items()}
+
+
+def _numbers(seen: Observation, part: str, *names: str) -> dict[str, int]:
+    found = seen.status.get(part) or {}
+    return {name: found.get(name, 0) for name in names}
 
 
 def _datapath(seen: Observation) -> Report:

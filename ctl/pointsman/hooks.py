@@ -39,6 +39,8 @@ HOOKS = (
     Hook("sendmsg6", _CGROUP_SOCK_ADDR, 15),
     Hook("connect4", _CGROUP_SOCK_ADDR, 10),
     Hook("connect6", _CGROUP_SOCK_ADDR, 11),
+    Hook("post_bind4", _CGROUP_SOCK, 12),
+    Hook("post_bind6", _CGROUP_SOCK, 13),
 )
 
 #: Tried in this order: what the kernel lacks costs a feature, not the load.

@@ -1,19 +1,18 @@
-"""This machine: cgroup2, bpffs, addresses. The only module that imports pyroute2."""
+"""This machine: cgroup2, bpffs, ports that are nobody's."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
 import os
-import select
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
-from pointsman import errors
-from pointsman.values import Address, to_address
+from pointsman import errors, portranges
+from pointsman.portranges import Ranges
 
 _HOST_CGROUP_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
-_LOOPBACK = (to_address("127.0.0.1"), to_address("::1"))
+_RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 
 
 def mounts(file_system: str, table: Path = Path("/proc/self/mounts")) -> list[Path]:
@@ -88,35 +87,45 @@ def require_root() -> None:
         raise errors.NotRoot("this needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON); use sudo")
 
 
-def local_addresses() -> frozenset[Address]:
-    """The addresses assigned to devices of this network namespace, loopback's own left out."""
-    from pyroute2 import IPRoute
+def reserve_ports(first: int, last: int, setting: Path = _RESERVED) -> Ranges:
+    """Keeps the kernel from giving these ports to sockets that ask for any port. Returns what was
+    not reserved before: keep it, `release_ports` takes back no more than that.
 
-    with IPRoute() as route:
-        found = {
-            message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            for message in route.get_addr()
-        }
-    return frozenset(to_address(text) for text in found if text) - frozenset(_LOOPBACK)
+    What is reserved already, whether by the operator or by an agent before, stays whose it was.
+    The setting is that of this network namespace.
+    """
+    present = portranges.parse(setting.read_text())
+    added = portranges.without(((first, last),), present)
+    if added:
+        _write_ports(setting, portranges.union(present, added))
+    return added
 
 
-def watch_addresses(changed: Callable[[frozenset[Address]], None], stop: threading.Event) -> None:
-    """Calls `changed` with all addresses, once at start and whenever one comes or goes."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+def hold_ports(wanted: Ranges, mine: Ranges, setting: Path = _RESERVED) -> Ranges:
+    """Reserves `wanted`, and gives back what of `mine`, reserved by an agent before, is in it no
+    more. Returns what is ours now."""
+    gone = portranges.without(mine, wanted)
+    if gone:
+        release_ports(gone, setting)
+    added: Ranges = ()
+    for first, last in wanted:
+        added = portranges.union(added, reserve_ports(first, last, setting))
+    return portranges.union(portranges.without(mine, gone), added)
 
-    with IPRoute() as route:
-        # Listening starts before the first reading: nothing can slip in between.
-        route.bind(groups=RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
-        known = local_addresses()
-        changed(known)
-        while not stop.is_set():
-            ready, _, _ = select.select([route], [], [], 0.5)
-            if not ready:
-                continue
-            for _message in route.get():
-                pass
-            now = local_addresses()
-            if now != known:
-                known = now
-                changed(now)
+
+def release_ports(ranges: Ranges, setting: Path = _RESERVED) -> bool:
+    """Takes these ranges out of the reserved ports; whether that changed anything."""
+    present = portranges.parse(setting.read_text())
+    left = portranges.without(present, ranges)
+    if left == present:
+        return False
+    _write_ports(setting, left)
+    return True
+
+
+def _write_ports(setting: Path, ranges: Ranges) -> None:
+    text = portranges.to_text(ranges) + "\n"
+    if len(text) >= mmap.PAGESIZE:  # the kernel would take the part that fits for the whole
+        raise OSError(errno.E2BIG, f"{setting}: the list of reserved ports is too long")
+    # One write: the kernel replaces the list by what one call brings.
+    setting.write_text(text)

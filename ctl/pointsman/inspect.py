@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 from pointsman import abi
 from pointsman.plan import Element, Slot
-from pointsman.values import PROTOCOL_NAMES, Frontend, PortName, endpoint_text, to_text
+from pointsman.values import (
+    ANY_IPV4,
+    ANY_IPV6,
+    PROTOCOL_NAMES,
+    Address,
+    Backend,
+    Frontend,
+    PortName,
+    endpoint_text,
+    is_ipv4,
+    to_text,
+)
 
 
 def _enumerators(prefix: str) -> dict[int, str]:
@@ -22,8 +35,18 @@ def _enumerators(prefix: str) -> dict[int, str]:
 
 ALGORITHMS = _enumerators("ALGORITHM_")
 EMPTY = _enumerators("EMPTY_")
+FLAGS = _enumerators("SERVICE_")
 RETIRED = abi.constants()["GENERATION_RETIRED"]
+NODE = abi.constants()["SERVICE_NODE"]
+REMOTE_NODE = abi.constants()["SERVICE_REMOTE_NODE"]
+LOOPBACK = abi.constants()["SERVICE_LOOPBACK"]
+GUARDED = abi.constants()["SERVICE_GUARDED"]
+PASS = abi.constants()["SERVICE_PASS"]
 UNKNOWN = PortName("", "", "")
+#: What owns a frontend that is no Service's: the hostPort of a Pod, the addresses of a node.
+POD, NODES = "pod/", "node/"
+_NODE_KINDS = ((NODE, "Node"), (REMOTE_NODE, "RemoteNode"), (LOOPBACK, "Loopback"), (PASS, "Pass"))
+_layouts = abi.layouts()
 
 
 class Reader(Protocol):
@@ -37,6 +60,8 @@ class Reader(Protocol):
     def load(self, endpoint: int) -> tuple[int, int]: ...
     def generations(self) -> Mapping[int, int]: ...
     def owned(self) -> list[int]: ...
+    def settings(self) -> dict[str, Any]: ...
+    def items(self, name: str) -> Iterable[tuple[bytes, bytes]]: ...
 
 
 def algorithm_name(number: int) -> str:
@@ -48,29 +73,62 @@ def empty_name(number: int) -> str:
     return EMPTY.get(number, "refuse")
 
 
+def flag_names(flags: int) -> tuple[str, ...]:
+    """SERVICE_HOST_NETNS | SERVICE_GUARDED → ("host-netns", "guarded")."""
+    names = [name.replace("_", "-") for bit, name in sorted(FLAGS.items()) if flags & bit]
+    unknown = flags & ~sum(FLAGS)
+    return (*names, f"unknown ({unknown})") if unknown else tuple(names)
+
+
+def flags_text(flags: int) -> str:
+    return ",".join(flag_names(flags)) or "none"
+
+
+def is_service(name: PortName) -> bool:
+    """Not a Pod's hostPort and not a node's address, which have names of their own."""
+    return not name.service.startswith((POD, NODES))
+
+
+def cidr_text(address: Address, mask: Address) -> str:
+    """10.96.0.0/12 or fd00:96::/112."""
+    length = int.from_bytes(mask, "big").bit_count()
+    return f"{to_text(address)}/{length - 96 if is_ipv4(address) else length}"
+
+
 # -- rows ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One port of a Service."""
+    """One port of a Service. `port` is None if only its NodePort is served on this node."""
 
     name: str
-    port: int
+    port: int | None
     protocol: str
+    node_port: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.port}/{self.protocol}"
+        port = "<unknown>" if self.port is None else str(self.port)
+        if self.node_port is not None:
+            port = f"{port}:{self.node_port}"
+        return f"{port}/{self.protocol}"
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceRow:
     """One Service. `endpoints` counts addresses with their ports, each once; `open` are the
-    connections to them now."""
+    connections to them now.
+
+    `type` is what the maps show: LoadBalancer if it has an address that is guarded, as a load
+    balancer's are and spec.externalIPs are not. One that waits for its address, or is not guarded
+    because of --no-bind-guard, is shown as NodePort.
+    """
 
     namespace: str
     name: str
+    type: str
     cluster_ips: tuple[str, ...]
+    external_ips: tuple[str, ...]
     ports: tuple[Port, ...]
     endpoints: int
     open: int
@@ -97,11 +155,16 @@ class EndpointRow:
 @dataclass(frozen=True, slots=True)
 class FrontendRow:
     """One key of `frontends`. `port` 0 and `protocol` "any" stand for a VIP's undefined ports;
-    `consistent` is False if the service's own key is another one (nothing is translated then)."""
+    `consistent` is False if the service's own key is another one (nothing is translated then).
+
+    `kind` is ClusterIP, NodePort, External or HostPort; of a node's addresses as a whole Node,
+    RemoteNode or Loopback; Pass for an address at which nothing is refused.
+    """
 
     namespace: str
     service: str
     port_name: str
+    kind: str
     frontend: str
     address: str
     port: int
@@ -112,6 +175,7 @@ class FrontendRow:
     owner: int
     algorithm: str
     affinity_seconds: int
+    flags: tuple[str, ...]
     first_slot: int
     when_empty: str
     consistent: bool
@@ -130,6 +194,7 @@ class Held:
     element: Element
     name: PortName
     slots: tuple[Slot, ...]
+    kind: str
 
 
 def held(reader: Reader) -> Iterator[Held]:
@@ -143,12 +208,25 @@ def held(reader: Reader) -> Iterator[Held]:
         except IndexError:
             element = Element(Frontend(bytes(16), 0, 0), 0, 0, 0, 0, 0)
         found.append((names.get(element.owner, UNKNOWN), frontend, ident, element))
+    vips = {frontend.address for _, frontend, _, e in found if frontend.wildcard and not e.flags}
     # The wildcard of an address comes after its ports.
     for name, frontend, ident, element in sorted(
         found, key=lambda f: (f[0][:2], f[1].address, f[1].wildcard, f[1])
     ):
         slots = reader.slots(element.first, element.count) if element.count else ()
-        yield Held(frontend, ident, element, name, slots)
+        kind = _kind(frontend, element, name, frontend.address in vips)
+        yield Held(frontend, ident, element, name, slots, kind)
+
+
+def _kind(frontend: Frontend, element: Element, name: PortName, vip: bool) -> str:
+    """`vip`: the address refuses undefined ports, as only ClusterIPs do."""
+    if frontend.wildcard:
+        return next((kind for flag, kind in _NODE_KINDS if element.flags & flag), "ClusterIP")
+    if name.service.startswith(POD):
+        return "HostPort"
+    if frontend.address in (ANY_IPV4, ANY_IPV6):
+        return "NodePort"
+    return "ClusterIP" if vip else "External"
 
 
 def frontends(reader: Reader) -> list[FrontendRow]:
@@ -161,6 +239,7 @@ def _frontend_row(reader: Reader, each: Held) -> FrontendRow:
         namespace=each.name.namespace,
         service=each.name.service,
         port_name="" if frontend.wildcard else each.name.port,
+        kind=each.kind,
         frontend=str(frontend),
         address=to_text(frontend.address),
         port=frontend.port,
@@ -171,10 +250,16 @@ def _frontend_row(reader: Reader, each: Held) -> FrontendRow:
         owner=element.owner,
         algorithm=algorithm_name(element.algorithm),
         affinity_seconds=element.affinity,
+        flags=flag_names(element.flags),
         first_slot=element.first if element.count else 0,
-        when_empty="" if element.count else empty_name(element.first),
+        when_empty="" if element.count or _passes(each) else empty_name(element.first),
         consistent=element.frontend == frontend,
     )
+
+
+def _passes(each: Held) -> bool:
+    """A wildcard at which an undefined port is no error."""
+    return each.frontend.wildcard and bool(each.element.flags)
 
 
 def _open(reader: Reader, slot: Slot) -> int:
@@ -205,32 +290,141 @@ def endpoints(reader: Reader) -> list[EndpointRow]:
 def services(reader: Reader) -> list[ServiceRow]:
     groups: dict[tuple[str, str], list[Held]] = {}
     for each in held(reader):
-        groups.setdefault(each.name[:2], []).append(each)
+        if is_service(each.name):
+            groups.setdefault(each.name[:2], []).append(each)
     return [_service_row(reader, *key, group) for key, group in groups.items()]
 
 
 def _service_row(reader: Reader, namespace: str, name: str, group: list[Held]) -> ServiceRow:
     real = [each for each in group if not each.frontend.wildcard]
-    ports = {
-        Port(
-            each.name.port,
-            each.frontend.port,
-            PROTOCOL_NAMES.get(each.frontend.protocol, str(each.frontend.protocol)),
-        ): None
-        for each in real
-    }
     slots = {slot.endpoint: slot for each in real for slot in each.slots}
     return ServiceRow(
         namespace=namespace,
         name=name,
-        cluster_ips=tuple(dict.fromkeys(to_text(each.frontend.address) for each in group)),
-        ports=tuple(ports),
+        type=_type(real),
+        cluster_ips=_addresses(group, "ClusterIP"),
+        external_ips=_addresses(real, "External"),
+        ports=_ports(real),
         endpoints=len({slot.backend for slot in slots.values()}),
         open=sum(_open(reader, slot) for slot in slots.values()),
         algorithms=tuple(dict.fromkeys(algorithm_name(each.element.algorithm) for each in real)),
         affinity_seconds=max((each.element.affinity for each in real), default=0),
         ids=tuple(each.ident for each in group),
     )
+
+
+def _type(real: Iterable[Held]) -> str:
+    found = {(each.kind, bool(each.element.flags & GUARDED)) for each in real}
+    if ("External", True) in found:
+        return "LoadBalancer"
+    return "NodePort" if "NodePort" in {kind for kind, _ in found} else "ClusterIP"
+
+
+def _addresses(group: Iterable[Held], kind: str) -> tuple[str, ...]:
+    found = dict.fromkeys(each.frontend.address for each in group if each.kind == kind)
+    return tuple(map(to_text, found))
+
+
+def _ports(real: Iterable[Held]) -> tuple[Port, ...]:
+    """Each port of the Service with its NodePort, in the order of numbers."""
+    ports: dict[tuple[str, int], int] = {}
+    node_ports: dict[tuple[str, int], int] = {}
+    for each in real:
+        known = node_ports if each.kind == "NodePort" else ports
+        known.setdefault((each.name.port, each.frontend.protocol), each.frontend.port)
+    keys = sorted({*ports, *node_ports}, key=lambda k: (ports.get(k, 0), node_ports.get(k, 0), k))
+    return tuple(
+        Port(
+            name,
+            ports.get((name, protocol)),
+            PROTOCOL_NAMES.get(protocol, str(protocol)),
+            node_ports.get((name, protocol)),
+        )
+        for name, protocol in keys
+    )
+
+
+# -- affinity ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AffinityRow:
+    """The endpoint that one client has of one service port. Times in seconds.
+
+    `client` is "host" for the host's network namespace, else its cookie, `netns`. `seen` is
+    CLOCK_MONOTONIC in ns. `state` is "valid", "expired", or "left" if the endpoint is not in the
+    set any more: the next connection chooses anew unless it is valid.
+    """
+
+    client: str
+    netns: int
+    namespace: str
+    service: str
+    port: str
+    family: str
+    endpoint: str
+    state: str
+    seen: int
+    timeout_seconds: int
+    # Not compared: what has only grown older has not changed.
+    age_seconds: float = field(compare=False)
+    left_seconds: float = field(compare=False)
+
+
+def affinity(reader: Reader, now: int) -> list[AffinityRow]:
+    """Every client that the kernel remembers, by service port. `now` is CLOCK_MONOTONIC in ns."""
+    names, host = reader.names(), reader.settings()["host_netns"]
+    timeouts: dict[tuple[int, int], int] = {}
+    members: dict[tuple[int, int], set[Backend]] = {}
+    for each in held(reader):
+        key = each.element.owner, 4 if is_ipv4(each.frontend.address) else 6
+        timeouts[key] = max(timeouts.get(key, 0), each.element.affinity)
+        members.setdefault(key, set()).update(slot.backend for slot in each.slots)
+    rows = []
+    for raw_key, raw in reader.items("affinity"):
+        client, entry = decode_affinity(raw_key, raw)
+        key = client["owner"], client["family"]
+        name = names.get(client["owner"], UNKNOWN)
+        timeout = timeouts.get(key, 0)
+        backend = entry["addr"], entry["port"]
+        # Refreshed since `now` was read: not in the future.
+        age = max(now - entry["seen"], 0) / 1e9
+        left = max(timeout - age, 0.0)
+        state = "expired" if age > timeout else "valid"
+        if backend not in members.get(key, ()):
+            state = "left"
+        rows.append(
+            AffinityRow(
+                client=client_name(client["netns"], host),
+                netns=client["netns"],
+                namespace=name.namespace,
+                service=name.service,
+                port=name.port,
+                family=f"IPv{client['family']}",
+                endpoint=endpoint_text(*backend),
+                state=state,
+                seen=entry["seen"],
+                timeout_seconds=timeout,
+                age_seconds=round(age, 1),
+                left_seconds=round(left, 1) if state == "valid" else 0.0,
+            )
+        )
+    return sorted(rows, key=lambda r: (r.namespace, r.service, r.port, r.family, r.netns))
+
+
+def decode_affinity(key: bytes, value: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Key and value of the map `affinity`, the port as people write it."""
+    entry = _layouts["affinity"].decode(value)
+    return _layouts["affinity_key"].decode(key), {**entry, "port": socket.ntohs(entry["port"])}
+
+
+def client_name(netns: int, host: int) -> str:
+    return "host" if host and netns == host else str(netns)
+
+
+def skipped_netns(reader: Reader) -> list[int]:
+    """Cookies of the network namespaces whose sockets are left alone."""
+    return sorted(struct.unpack("=Q", key)[0] for key, _ in reader.items("skipped_netns"))
 
 
 # -- for scripts ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from pointsman.objects import EndpointSlice, Object, Pod, Service
+from pointsman.objects import EndpointSlice, Namespace, Node, Object, Pod, Service
 
 log = logging.getLogger("pointsman.lastgood")
 
@@ -20,6 +20,9 @@ class _Saved(msgspec.Struct, frozen=True):
     services: list[tuple[str, Service]]
     slices: list[tuple[str, EndpointSlice]]
     pods: list[tuple[str, Pod]]
+    #: Not in what an older version saved.
+    nodes: list[tuple[str, Node]] = []
+    namespaces: list[tuple[str, Namespace]] = []
 
 
 def save(path: Path, in_force: Iterable[tuple[str, Object]]) -> None:
@@ -29,6 +32,8 @@ def save(path: Path, in_force: Iterable[tuple[str, Object]]) -> None:
         [(file, obj) for file, obj in found if isinstance(obj, Service)],
         [(file, obj) for file, obj in found if isinstance(obj, EndpointSlice)],
         [(file, obj) for file, obj in found if isinstance(obj, Pod)],
+        [(file, obj) for file, obj in found if isinstance(obj, Node)],
+        [(file, obj) for file, obj in found if isinstance(obj, Namespace)],
     )
     temporary = path.with_name(f".{path.name}")
     try:
@@ -44,4 +49,4 @@ def load(path: Path) -> list[tuple[str, Object]]:
         saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
     except (OSError, msgspec.DecodeError):
         return []
-    return [*saved.services, *saved.slices, *saved.pods]
+    return [*saved.services, *saved.slices, *saved.pods, *saved.nodes, *saved.namespaces]

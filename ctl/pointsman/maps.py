@@ -14,18 +14,19 @@ from typing import Any, Protocol
 
 from pointsman import abi, bpf, btf
 from pointsman.errors import LayoutMismatch, NotLoaded
-from pointsman.plan import Element, Limits, Plan, Slot, Snapshot, pack_frontend
+from pointsman.plan import Config, Element, Limits, Plan, Slot, Snapshot, pack_frontend
 from pointsman.planner import Planner
-from pointsman.values import Frontend, PortName
+from pointsman.values import Address, Frontend, PortName
 
 _layouts = abi.layouts()
 _service = _layouts["service"]
-_SERVICE_FIELDS = ("set", "owner", "algorithm", "affinity", "key")
+_SERVICE_FIELDS = ("set", "owner", "algorithm", "flags", "affinity", "key")
 _SLOT_FIELDS = ("addr", "port", "endpoint", "generation", "owner")
 _read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
 _pack_name = _layouts["name"].packer("namespace", "service", "port")
 _read_name = _layouts["name"].reader("namespace", "service", "port")
 _pack_correction = _layouts["correction"].packer("endpoint", "generation")
+_pack_settings = _layouts["settings"].packer("host_netns", "skipped", "cidrs", "cidr")
 _SET = _service.field("set").offset
 _CONFIG = _service.field("owner").offset
 #: The struct of each array's elements, and the field that is read for all elements at once.
@@ -45,7 +46,7 @@ class Datapath(Protocol):
     def write_slots(self, first: int, data: bytes) -> None: ...
     def write_names(self, items: Sequence[tuple[int, PortName]]) -> None: ...
     def write_service(self, service: int, data: bytes) -> None: ...
-    def configure(self, service: int, owner: int, algorithm: int, affinity: int) -> None: ...
+    def configure(self, config: Config) -> None: ...
     def switch(self, service: int, value: int) -> None: ...
     def add_frontends(self, items: Sequence[tuple[Frontend, int]]) -> None: ...
     def delete_frontends(self, frontends: Sequence[Frontend]) -> None: ...
@@ -70,13 +71,13 @@ def apply(plan: Plan, to: Datapath) -> None:
     for service, value in plan.sets:
         to.switch(service, value)
     for config in plan.configs:
-        to.configure(*config)
+        to.configure(config)
     if plan.frontends:
         to.add_frontends(plan.frontends)
     if plan.deleted:
         to.delete_frontends(plan.deleted)
     for service in plan.disowned:
-        to.configure(service, 0, 0, 0)
+        to.configure(Config(service, 0, 0, 0, 0))
     if plan.unnamed:
         to.delete_names(plan.unnamed)
     if plan.retired:
@@ -202,9 +203,11 @@ class View:
         if not 0 <= ident < self._services.entries:
             raise IndexError(ident)
         at = ident * self._services.stride
-        value, owner, algorithm, affinity, key = self._read_service(self._services.memory, at)
+        value, owner, algorithm, flags, affinity, key = self._read_service(
+            self._services.memory, at
+        )
         first, count = value & 0xFFFFFFFF, value >> 32
-        return Element(frontend_of(key), owner, first, count, algorithm, affinity)
+        return Element(frontend_of(key), owner, first, count, algorithm, affinity, flags)
 
     def slots(self, first: int, count: int) -> tuple[Slot, ...]:
         """The slots of a set; those outside of the map are left out."""
@@ -237,6 +240,16 @@ class View:
                 total = sum(value for (value,) in _u64.iter_unpack(raw))
                 totals[name.removeprefix("COUNTER_").lower()] = total
         return totals
+
+    def settings(self) -> dict[str, Any]:
+        """`host_netns` (cookie), `skipped` (namespaces), `cidrs` as (address, mask) pairs."""
+        raw = _layouts["settings"].decode(self.map("settings").lookup(_u32.pack(0)) or b"")
+        cidrs = raw["cidr"][: raw["cidrs"]]
+        return {
+            "host_netns": raw["host_netns"],
+            "skipped": raw["skipped"],
+            "cidrs": tuple((cidr["addr"], cidr["mask"]) for cidr in cidrs),
+        }
 
     def snapshot(self) -> Snapshot:
         """Everything at once, for a new agent to take over."""
@@ -352,11 +365,33 @@ class Maps(View):
     def write_service(self, service: int, data: bytes) -> None:
         self._services.write(service, data)
 
-    def configure(self, service: int, owner: int, algorithm: int, affinity: int) -> None:
+    def configure(self, config: Config) -> None:
+        service, owner, algorithm, affinity, flags = config
         at = service * self._services.stride + _service.field("affinity").offset
         self._services.memory[at : at + 4] = _u32.pack(affinity)
-        word = _u64.unpack(_config.pack(owner, algorithm, 0, 0))[0]
+        word = _u64.unpack(_config.pack(owner, algorithm, flags, 0))[0]
         self._services.store_u64(service, _CONFIG, word)
+
+    def write_settings(self, host_netns: int, refused: Sequence[tuple[Address, Address]]) -> None:
+        """How the agent runs: the host's network namespace by its cookie, and up to MAX_CIDRS
+        pairs of address and mask whose unused addresses are refused."""
+        settings = self.settings()
+        cidrs = b"".join(address + mask for address, mask in refused)
+        value = _pack_settings(host_netns, settings["skipped"], len(refused), cidrs)
+        self.map("settings").update(_u32.pack(0), value)
+
+    def skip(self, namespaces: frozenset[int]) -> None:
+        """Makes these network namespaces (cookies) the ones whose sockets are left alone."""
+        skipped = self.map("skipped_netns")
+        before = {_u64.unpack(key)[0] for key, _ in skipped.items()}
+        for cookie in namespaces - before:
+            skipped.update(_u64.pack(cookie), _u32.pack(1))
+        at = _layouts["settings"].field("skipped").offset
+        raw = bytearray(self.map("settings").lookup(_u32.pack(0)) or b"")
+        raw[at : at + 4] = _u32.pack(len(namespaces))
+        self.map("settings").update(_u32.pack(0), bytes(raw))
+        for cookie in before - namespaces:
+            skipped.delete(_u64.pack(cookie))
 
     def switch(self, service: int, value: int) -> None:
         self._services.store_u64(service, _SET, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 
@@ -64,7 +65,31 @@ def remote_address_fault(text: str, family: str = "") -> tuple[str, str] | None:
     return None
 
 
+def cidr_fault(text: str) -> tuple[str, str] | None:
+    """What makes `text` no CIDR, as `address_fault` says it. Bits of the host may be set."""
+    address, slash, length = text.partition("/")
+    if not slash:
+        return f"{show(text)} is not a CIDR", "write one such as 10.0.0.0/8 or fd00::/8"
+    if fault := address_fault(address):
+        return fault
+    longest = ipaddress.ip_address(address).max_prefixlen
+    if not re.fullmatch(r"\d{1,3}", length, re.ASCII) or int(length) > longest:
+        return f"{show(length)} is no length of a prefix", f"write a number from 0 to {longest}"
+    return None
+
+
 def show(value: object) -> str:
     """A value as it stands in a message: quoted if it is text, and never longer than a line."""
     text = f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= 80 else f"{text[:76]}…"
+
+
+def fitted(text: str, limit: int = 63) -> str:
+    """`text` itself if it has at most `limit` bytes; else cut, with a hash of the whole at its end.
+
+    For names in the maps, which have fixed room: the same text gives the same name after a restart.
+    """
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    return f"{data[: limit - 9].decode(errors='ignore')}-{hashlib.sha256(data).hexdigest()[:8]}"

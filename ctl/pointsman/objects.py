@@ -21,7 +21,8 @@ class Ref(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}"
+        """Service default/web; Node worker-1 where there is no namespace."""
+        return f"{self.kind} {self.namespace}/{self.name}".replace(" /", " ")
 
 
 class _Base(
@@ -76,12 +77,31 @@ class ServiceSpec(_Base, frozen=True):
     publish_not_ready_addresses: bool = False
     internal_traffic_policy: str = "Cluster"
     external_traffic_policy: str = ""
+    load_balancer_source_ranges: tuple[str, ...] = ()
+    load_balancer_class: str = ""
+    health_check_node_port: int = 0
     traffic_distribution: str = ""
+
+
+class LoadBalancerIngress(_Base, frozen=True):
+    ip: str = ""
+    hostname: str = ""
+    #: "Proxy": the load balancer wants to see the traffic itself (KEP-1860); absent means "VIP".
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(_Base, frozen=True):
+    ingress: tuple[LoadBalancerIngress, ...] = ()
+
+
+class ServiceStatus(_Base, frozen=True):
+    load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
 class Service(_Base, frozen=True):
     metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
 
     @property
     def ref(self) -> Ref:
@@ -106,6 +126,17 @@ class ObjectReference(_Base, frozen=True):
     name: str = ""
 
 
+class ForName(_Base, frozen=True):
+    """A zone or a node that an endpoint is meant for."""
+
+    name: str
+
+
+class EndpointHints(_Base, frozen=True):
+    for_zones: tuple[ForName, ...] | None = ()
+    for_nodes: tuple[ForName, ...] | None = ()
+
+
 class Endpoint(_Base, frozen=True):
     addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
@@ -113,6 +144,7 @@ class Endpoint(_Base, frozen=True):
     node_name: str = ""
     zone: str = ""
     target_ref: ObjectReference | None = None
+    hints: EndpointHints | None = None
 
 
 class EndpointPort(_Base, frozen=True):
@@ -141,6 +173,8 @@ class ContainerPort(_Base, frozen=True, kw_only=True):
     name: str = ""
     container_port: int
     protocol: str = "TCP"
+    host_port: int = 0
+    host_ip: str = msgspec.field(default="", name="hostIP")
 
 
 class Container(_Base, frozen=True):
@@ -153,6 +187,7 @@ class PodSpec(_Base, frozen=True):
     containers: tuple[Container, ...] = ()
     init_containers: tuple[Container, ...] = ()
     node_name: str = ""
+    host_network: bool = False
     hostname: str = ""
     subdomain: str = ""
 
@@ -183,9 +218,43 @@ class Pod(_Base, frozen=True):
         return Ref("Pod", self.metadata.namespace, self.metadata.name)
 
 
-Object = Service | EndpointSlice | Pod
-KINDS: dict[str, type[Service] | type[EndpointSlice] | type[Pod]] = {
+class ClusterMeta(ObjectMeta, frozen=True):
+    """Of objects that are in no namespace."""
+
+    namespace: str = ""
+
+
+class NodeAddress(_Base, frozen=True):
+    type: str = ""  # InternalIP, ExternalIP, Hostname, InternalDNS, ExternalDNS
+    address: str = ""
+
+
+class NodeStatus(_Base, frozen=True):
+    addresses: tuple[NodeAddress, ...] = ()
+
+
+class Node(_Base, frozen=True):
+    metadata: ClusterMeta
+    status: NodeStatus = NodeStatus()
+
+    @property
+    def ref(self) -> Ref:
+        return Ref("Node", "", self.metadata.name)
+
+
+class Namespace(_Base, frozen=True):
+    metadata: ClusterMeta
+
+    @property
+    def ref(self) -> Ref:
+        return Ref("Namespace", "", self.metadata.name)
+
+
+Object = Service | EndpointSlice | Pod | Node | Namespace
+KINDS: dict[str, type[Object]] = {
     "Service": Service,
     "EndpointSlice": EndpointSlice,
     "Pod": Pod,
+    "Node": Node,
+    "Namespace": Namespace,
 }

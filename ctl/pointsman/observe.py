@@ -37,6 +37,7 @@ def observe(bpffs: Path, run_dir: Path, now: float) -> Observation:
             mapped_bytes=view.mapped_bytes,
             counters=view.counters(),
             now=now,
+            kernel=os.uname().release,
         )
     finally:
         view.close()

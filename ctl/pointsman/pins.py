@@ -61,6 +61,8 @@ class Sizes:
             "MAX_OVERFLOW": self.overflow,
             "MAX_OVERFLOW_NETNS": 4096,
             "MAX_MPTCP": 16384,
+            "MAX_AFFINITY": 65536,
+            "MAX_SKIPPED": 4096,
         }
 
 

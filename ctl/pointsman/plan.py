@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pointsman import abi
 from pointsman.values import Backend, Frontend, PortName
@@ -51,6 +52,16 @@ class Garbage:
         self.owners += other.owners
 
 
+class Config(NamedTuple):
+    """What a service is beside its set: one store, and one of the affinity before it."""
+
+    service: int
+    owner: int
+    algorithm: int
+    affinity: int
+    flags: int
+
+
 @dataclass(slots=True)
 class Plan:
     """Writes, in order. Each list is one step; within a list the order does not matter."""
@@ -59,7 +70,7 @@ class Plan:
     slots: list[tuple[int, bytes]] = field(default_factory=list)  # first slot, packed slots
     names: list[tuple[int, PortName]] = field(default_factory=list)  # owner id
     services: list[tuple[int, bytes]] = field(default_factory=list)  # service id, whole element
-    configs: list[tuple[int, int, int, int]] = field(default_factory=list)
+    configs: list[Config] = field(default_factory=list)
     sets: list[tuple[int, int]] = field(default_factory=list)  # service id, count << 32 | first
     frontends: list[tuple[Frontend, int]] = field(default_factory=list)  # added, service id
     deleted: list[Frontend] = field(default_factory=list)
@@ -82,6 +93,7 @@ class Element:
     count: int
     algorithm: int
     affinity: int
+    flags: int = 0
 
 
 @dataclass(frozen=True, slots=True)

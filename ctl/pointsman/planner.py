@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pointsman import abi
 from pointsman.books import Books, Extent, Full
 from pointsman.objects import Ref
-from pointsman.plan import Garbage, Limits, Plan, Snapshot, pack_frontend
-from pointsman.values import Entry, Frontend
+from pointsman.plan import Config, Garbage, Limits, Plan, Snapshot, pack_frontend
+from pointsman.values import Entry, Frontend, PortName
 
-_pack_service = abi.layouts()["service"].packer("set", "owner", "algorithm", "affinity", "key")
+_pack_service = abi.layouts()["service"].packer(
+    "set", "owner", "algorithm", "flags", "affinity", "key"
+)
 
 
 @dataclass(slots=True)
@@ -27,6 +29,10 @@ class _Placed:
     empty: int
     algorithm: int
     affinity: int
+    flags: int
+
+    def config(self) -> Config:
+        return Config(self.service, self.owner, self.algorithm, self.affinity, self.flags)
 
 
 class Planner:
@@ -54,6 +60,7 @@ class Planner:
                 0 if element.count else element.first,
                 element.algorithm,
                 element.affinity,
+                element.flags,
             )
             for frontend, (service, element, extent) in found.frontends.items()
         }
@@ -158,12 +165,23 @@ class Planner:
         self._books.join(owner)
         value = _set(extent, entry.empty)
         packed = _pack_service(
-            value, owner, entry.algorithm, entry.affinity, pack_frontend(entry.frontend)
+            value,
+            owner,
+            entry.algorithm,
+            entry.flags,
+            entry.affinity,
+            pack_frontend(entry.frontend),
         )
         plan.services.append((service, packed))
         plan.frontends.append((entry.frontend, service))
         self._placed[entry.frontend] = _Placed(
-            service, owner, extent, entry.empty, entry.algorithm, entry.affinity
+            service,
+            owner,
+            extent,
+            entry.empty,
+            entry.algorithm,
+            entry.affinity,
+            entry.flags,
         )
 
     def _change(self, placed: _Placed, entry: Entry, plan: Plan) -> None:
@@ -177,17 +195,14 @@ class Planner:
             plan.sets.append((placed.service, _set(after, entry.empty)))
             placed.extent = after
             self._books.leave(owner_before, before, plan)
-        if (owner, entry.algorithm, entry.affinity) != (
-            owner_before,
-            placed.algorithm,
-            placed.affinity,
-        ):
-            plan.configs.append((placed.service, owner, entry.algorithm, entry.affinity))
+        config = Config(placed.service, owner, entry.algorithm, entry.affinity, entry.flags)
+        if config != placed.config():
+            plan.configs.append(config)
             if owner != owner_before:
                 self._books.join(owner)
                 self._books.disown(owner_before, plan)
         placed.owner, placed.empty = owner, entry.empty
-        placed.algorithm, placed.affinity = entry.algorithm, entry.affinity
+        placed.algorithm, placed.affinity, placed.flags = config[2:]
 
     def _delete(self, frontend: Frontend, placed: _Placed, plan: Plan) -> None:
         del self._placed[frontend]
@@ -196,6 +211,11 @@ class Planner:
         plan.garbage.services.append(placed.service)
         self._books.leave(placed.owner, placed.extent, plan)
         self._books.disown(placed.owner, plan)
+
+    def owner(self, frontend: Frontend) -> tuple[Ref, PortName] | None:
+        """The object and the service port that have this frontend now."""
+        ref, placed = self._claims.get(frontend), self._placed.get(frontend)
+        return (ref, self._books.name_of(placed.owner)) if ref and placed else None
 
     def reclaim(self, garbage: Garbage) -> None:
         """To be called once a grace period has passed since the plan was applied."""

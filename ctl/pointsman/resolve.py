@@ -1,18 +1,28 @@
-"""From Kubernetes objects to what the maps should say, one Service at a time. Pure.
+"""From a Service and its EndpointSlices to what the maps should say. Pure.
 
-Follows kube-proxy: pkg/proxy/{serviceport,endpointslicecache,topology}.go in meaning, KEP-1669
-for terminating endpoints.
+Follows kube-proxy in meaning: pkg/proxy/serviceport.go for the frontends, KEP-2086 for
+internalTrafficPolicy, KEP-1860 for ipMode; `topology` has the endpoints of each.
+
+Whoever asks here is on this node, so to NodePorts, externalIPs and load balancers' addresses he is
+an inside client: he gets the endpoints of all nodes whatever externalTrafficPolicy says, and
+loadBalancerSourceRanges do not concern him. Those rules are for what comes from outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, field
 
 from pointsman import abi
+from pointsman.context import Context
+from pointsman.endpoints import MANAGED_BY, hints_automatic
 from pointsman.events import Problem
-from pointsman.objects import EndpointConditions, EndpointSlice, Service, ServicePort
+from pointsman.names import remote_address_fault
+from pointsman.objects import EndpointSlice, Service, ServicePort
+from pointsman.topology import categorize
 from pointsman.values import (
+    ANY_IPV4,
+    ANY_IPV6,
     PROTOCOLS,
     SCTP,
     Address,
@@ -26,28 +36,34 @@ from pointsman.values import (
 
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
-EMPTY_REFUSE = abi.constants()["EMPTY_REFUSE"]
-ALGORITHM_RANDOM = abi.constants()["ALGORITHM_RANDOM"]
+_ABI = abi.constants()
+EMPTY_REFUSE, EMPTY_UNREACHABLE = _ABI["EMPTY_REFUSE"], _ABI["EMPTY_UNREACHABLE"]
+ALGORITHM_RANDOM = _ABI["ALGORITHM_RANDOM"]
+_THIS_NODE, _GUARDED = _ABI["SERVICE_THIS_NODE"], _ABI["SERVICE_GUARDED"]
+_NODE_PORT = _ABI["SERVICE_NODE_PORT"]
+_AFFINITY = 10800  # seconds: the API server's default
+
+#: Endpoints, and what an empty set answers.
+_Set = tuple[tuple[Backend, ...], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What resolving needs to know of this node."""
+def is_balanced(service: Service, proxy_name: str = "") -> bool:
+    """Whether Pointsman serves this Service: kube-proxy's ShouldSkipService and label selectors.
 
-    #: Addresses assigned to devices of this node. A VIP among them is not translated
-    #: (NodeLocal DNSCache listens on the ClusterIP itself).
-    local_addresses: frozenset[Address] = frozenset()
-
-
-def is_balanced(service: Service) -> bool:
-    """Whether Pointsman serves this Service: kube-proxy's ShouldSkipService and label selectors."""
-    spec, labels = service.spec, service.metadata.labels
+    `proxy_name`: Services whose label service-proxy-name has this value are served; "" stands for
+    those without the label.
+    """
+    labels = service.metadata.labels
     return (
-        spec.cluster_ip not in ("", "None")
-        and spec.type != "ExternalName"
-        and PROXY_NAME_LABEL not in labels
+        _has_addresses(service)
+        and labels.get(PROXY_NAME_LABEL) == (proxy_name or None)
         and HEADLESS_LABEL not in labels
     )
+
+
+def _has_addresses(service: Service) -> bool:
+    spec = service.spec
+    return spec.cluster_ip not in ("", "None") and spec.type != "ExternalName"
 
 
 def cluster_addresses(service: Service) -> tuple[Address, ...]:
@@ -58,134 +74,195 @@ def cluster_addresses(service: Service) -> tuple[Address, ...]:
 def resolve(
     service: Service, slices: Iterable[EndpointSlice], context: Context
 ) -> tuple[tuple[Entry, ...], tuple[Problem, ...]]:
-    """Every frontend that this Service should have, and what can't be served.
+    """Every frontend that this Service should have, each once, and what can't be served.
 
     `slices` are the Service's own (label kubernetes.io/service-name, same namespace).
     """
-    if not is_balanced(service):
+    if not is_balanced(service, context.policy.proxy_name):
         return (), ()
-    entries: list[Entry] = []
-    problems: list[Problem] = []
-    relevant = [s for s in slices if HEADLESS_LABEL not in s.metadata.labels]
-    problems += _not_honoured(service)
-    ports = [port for port in service.spec.ports if _supported(service, port, problems)]
-    names = [
-        PortName(service.metadata.namespace, service.metadata.name, port.name) for port in ports
-    ]
-    addresses = cluster_addresses(service)
-    if not context.local_addresses.isdisjoint(addresses):
-        problems.append(
-            Problem(
-                object=str(service.ref),
-                message="its ClusterIP is assigned to a device of this node, "
-                "so it is not translated",
-                mend="nothing to do if a local cache listens there on purpose",
-                severity="warning",
-            )
-        )
-    for address in addresses:
-        if address in context.local_addresses:
-            continue
-        family = "IPv4" if is_ipv4(address) else "IPv6"
-        for port, name in zip(ports, names, strict=True):
-            entries.append(
-                Entry(
-                    frontend=Frontend(address, port.port, PROTOCOLS[port.protocol]),
-                    owner=name,
-                    endpoints=usable(relevant, family, port.name, port.protocol),
-                    empty=EMPTY_REFUSE,
-                    algorithm=ALGORITHM_RANDOM,
-                )
-            )
-        if names:
-            entries.append(Entry(Frontend(address, 0, 0), names[0], empty=EMPTY_REFUSE))
-    return tuple(entries), tuple(problems)
+    pieces = [piece for piece in slices if HEADLESS_LABEL not in piece.metadata.labels]
+    work = _Work(service, pieces, context, affinity_seconds(service))
+    work.resolve()
+    return tuple(work.entries.values()), tuple(work.problems)
 
 
-def _supported(service: Service, port: ServicePort, problems: list[Problem]) -> bool:
-    if PROTOCOLS[port.protocol] != SCTP:
-        return True
-    problems.append(
-        Problem(
-            object=str(service.ref),
-            field=f"spec.ports[{service.spec.ports.index(port)}].protocol",
-            message="SCTP is not balanced: this port is not served",
-            mend="use TCP or UDP, or a headless Service",
-            severity="warning",
-        )
-    )
-    return False
-
-
-def _not_honoured(service: Service) -> Iterator[Problem]:
-    """What kube-proxy would do with this Service and Pointsman does not do yet."""
-    spec = service.spec
-    outside = "only its ClusterIP is served, from this node's own processes"
-    for field, found, instead in (
-        ("sessionAffinity", spec.session_affinity == "ClientIP", "endpoints are chosen at random"),
-        (
-            "internalTrafficPolicy",
-            spec.internal_traffic_policy == "Local",
-            "endpoints of all nodes are used",
-        ),
-        ("type", spec.type in ("NodePort", "LoadBalancer"), outside),
-        ("externalIPs", bool(spec.external_ips), outside),
-    ):
-        if found:
-            yield Problem(
-                object=str(service.ref),
-                field=f"spec.{field}",
-                message=f"it is not honoured yet: {instead}",
-                mend="leave it out, or leave this Service to another proxy",
-                severity="warning",
-            )
-
-
-def usable(
-    slices: Collection[EndpointSlice], family: str, port_name: str, protocol: str
-) -> tuple[Backend, ...]:
-    """The endpoints that new connections may get: the ready ones; if there is none, those that
-    are terminating and still serve (KEP-1669). Merged over all slices, without duplicates, sorted.
-
-    A condition that is absent has its meaning from KEP-1672: ready and serving count as true,
-    terminating as false.
-    """
-    ready: set[Backend] = set()
-    leaving: set[Backend] = set()
-    for piece in slices:
-        if piece.address_type != family:
-            continue
-        for number in _numbers(piece, port_name, protocol):
-            for endpoint in piece.endpoints or ():
-                group = _group(endpoint.conditions, ready, leaving)
-                if group is not None and endpoint.addresses:
-                    group.add((to_address(endpoint.addresses[0]), number))
-    return tuple(sorted(ready or leaving))
-
-
-def _numbers(piece: EndpointSlice, name: str, protocol: str) -> list[int]:
-    return [
-        port.port
-        for port in piece.ports or ()
-        if port.port and port.name == name and port.protocol == protocol
-    ]
-
-
-def _group(
-    conditions: EndpointConditions, ready: set[Backend], leaving: set[Backend]
-) -> set[Backend] | None:
-    if conditions.ready is None or conditions.ready:
-        return ready
-    serving = conditions.serving is None or conditions.serving
-    if serving and conditions.terminating:
-        return leaving
-    return None
-
-
-def local_vips(entries: Iterable[Service], addresses: Set[Address]) -> list[Service]:
-    """The Services that have one of these addresses as a VIP."""
+def local_vips(services: Iterable[Service], addresses: Set[Address]) -> list[Service]:
+    """The Services for which it matters that these addresses are this node's, or no longer."""
     return [
         service
-        for service in entries
-        if is_balanced(service) and not addresses.isdisjoint(cluster_addresses(service))
+        for service in services
+        if _has_addresses(service)
+        and not (
+            addresses.isdisjoint(cluster_addresses(service))
+            and addresses.isdisjoint(
+                to_address(text)
+                for text in service.spec.external_ips
+                if not remote_address_fault(text)
+            )
+        )
     ]
+
+
+@dataclass(slots=True)
+class _Work:
+    """One Service being resolved."""
+
+    service: Service
+    slices: list[EndpointSlice]
+    context: Context
+    affinity: int
+    entries: dict[Frontend, Entry] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def resolve(self) -> None:
+        spec, policy = self.service.spec, self.context.policy
+        meta = self.service.metadata
+        addresses = cluster_addresses(self.service)
+        external = dict(self._external({is_ipv4(address) for address in addresses}))
+        self._warn_of_local(addresses)
+        self._warn_of_hints()
+        node_port_flags = _NODE_PORT | (_GUARDED if policy.bind_guard else 0)
+        if spec.external_traffic_policy == "Local":
+            node_port_flags |= _THIS_NODE
+        first: PortName | None = None
+        for number, port in enumerate(spec.ports):
+            if not self._supported(port, number):
+                continue
+            owner = PortName(meta.namespace, meta.name, port.name)
+            first = first or owner
+            for address in addresses:
+                ipv4 = is_ipv4(address)
+                inside, outside = self._sets(ipv4, port)
+                if address not in self.context.local_addresses:
+                    self._add(address, port.port, port, owner, inside)
+                for other, flags in external.items():
+                    if is_ipv4(other) == ipv4:
+                        self._add(other, port.port, port, owner, outside, flags)
+                if spec.type in ("NodePort", "LoadBalancer") and port.node_port:
+                    any_ = ANY_IPV4 if ipv4 else ANY_IPV6
+                    self._add(any_, port.node_port, port, owner, outside, node_port_flags)
+            if spec.type == "NodePort" and not port.node_port:
+                first_port, last_port = policy.node_port_range
+                self._warn(
+                    f"spec.ports[{number}].nodePort",
+                    "there is no nodePort, and none is allocated",
+                    f"write one from {first_port} to {last_port}",
+                )
+        for address in addresses:
+            if first and address not in self.context.local_addresses:
+                frontend = Frontend(address, 0, 0)
+                self.entries[frontend] = Entry(frontend, first, empty=EMPTY_REFUSE)
+
+    def _add(
+        self,
+        address: Address,
+        number: int,
+        port: ServicePort,
+        owner: PortName,
+        chosen: _Set,
+        flags: int = 0,
+    ) -> None:
+        frontend = Frontend(address, number, PROTOCOLS[port.protocol])
+        endpoints, empty = chosen
+        # An address may be given twice, and be its own ClusterIP: the first one counts.
+        self.entries.setdefault(
+            frontend,
+            Entry(
+                frontend,
+                owner,
+                endpoints,
+                empty,
+                ALGORITHM_RANDOM,
+                self.affinity,
+                flags,
+            ),
+        )
+
+    def _sets(self, ipv4: bool, port: ServicePort) -> tuple[_Set, _Set]:
+        """For clients of the ClusterIP, and of every other address."""
+        family = "IPv4" if ipv4 else "IPv6"
+        choice = categorize(self.slices, family, port.name, port.protocol, self.context)
+        outside = choice.cluster, EMPTY_REFUSE
+        if self.service.spec.internal_traffic_policy != "Local":
+            return outside, outside
+        return (choice.local, EMPTY_UNREACHABLE if choice.exist else EMPTY_REFUSE), outside
+
+    def _external(self, families: set[bool]) -> Iterator[tuple[Address, int]]:
+        """Load balancers' addresses and externalIPs with the flags of their frontends; an address
+        that is both comes twice."""
+        spec, policy, context = self.service.spec, self.context.policy, self.context
+        own = context.local_addresses.union(context.own_addresses)
+        if policy.external_ips == "none" and spec.external_ips:
+            self._warn(
+                "spec.externalIPs",
+                "they are not translated, because of --external-ips none",
+                "leave them out, or run with --external-ips local or all",
+            )
+        elif policy.external_ips != "none":
+            for i, text in enumerate(spec.external_ips):
+                address = self._address(f"spec.externalIPs[{i}]", text, families)
+                if address and (policy.external_ips == "all" or address in own):
+                    yield address, 0
+        if spec.type == "LoadBalancer":
+            for i, ingress in enumerate(self.service.status.load_balancer.ingress):
+                if ingress.ip and ingress.ip_mode in (None, "", "VIP"):
+                    where = f"status.loadBalancer.ingress[{i}].ip"
+                    if address := self._address(where, ingress.ip, families):
+                        yield address, _GUARDED if policy.bind_guard else 0
+
+    def _address(self, where: str, text: str, families: set[bool]) -> Address | None:
+        """None, and a Problem, if a Service with ClusterIPs of these families can't have it."""
+        if fault := remote_address_fault(text):
+            self._warn(where, *fault)
+            return None
+        address = to_address(text)
+        if is_ipv4(address) not in families:
+            self._warn(
+                where,
+                f"{text} is not served: the Service has no ClusterIP of its family",
+                "leave it out, or make the Service dual-stack",
+            )
+            return None
+        return address
+
+    def _supported(self, port: ServicePort, number: int) -> bool:
+        if PROTOCOLS[port.protocol] != SCTP:
+            return True
+        self._warn(
+            f"spec.ports[{number}].protocol",
+            "SCTP is not balanced: this port is not served",
+            "use TCP or UDP, or a headless Service",
+        )
+        return False
+
+    def _warn_of_local(self, addresses: tuple[Address, ...]) -> None:
+        if not self.context.local_addresses.isdisjoint(addresses):
+            self._warn(
+                "",
+                "its ClusterIP is assigned to a device of this node, so it is not translated",
+                "nothing to do if a local cache listens there on purpose",
+            )
+
+    def _warn_of_hints(self) -> None:
+        """The built-in controller makes hints for trafficDistribution only."""
+        if hints_automatic(self.service) and any(
+            piece.metadata.labels.get(MANAGED_BY) == "pointsman" for piece in self.slices
+        ):
+            self._warn(
+                "metadata.annotations",
+                "topology hints are not made for Auto, so endpoints of all zones are used",
+                "delete the annotation, and write spec.trafficDistribution: PreferSameZone",
+            )
+
+    def _warn(self, where: str, message: str, mend: str) -> None:
+        ref = str(self.service.ref)
+        self.problems.append(Problem(message, mend, "", ref, where, "warning"))
+
+
+def affinity_seconds(service: Service) -> int:
+    """How long a client keeps its endpoint; 0 without sessionAffinity."""
+    spec = service.spec
+    if spec.session_affinity != "ClientIP":
+        return 0
+    config = spec.session_affinity_config
+    return config.client_ip.timeout_seconds if config and config.client_ip else _AFFINITY

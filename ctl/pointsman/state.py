@@ -15,6 +15,7 @@ from pointsman.objects import Ref
 STATUS = "status.json"
 CLAIMS = "cluster-ips.json"
 LAST_GOOD = "last-good.json"
+RESERVED = "reserved-ports.json"
 LOCK = "agent.lock"
 
 
@@ -50,6 +51,16 @@ def read_claims(directory: Path) -> dict[str, Ref]:
 def write_claims(directory: Path, claims: Mapping[str, Ref]) -> None:
     owners = {address: f"{ref.namespace}/{ref.name}" for address, ref in sorted(claims.items())}
     write_json(directory / CLAIMS, owners, durable=True)
+
+
+def read_reserved(directory: Path) -> tuple[tuple[int, int], ...]:
+    """The port ranges that an agent reserved since this machine started."""
+    saved = read_json(directory / RESERVED)
+    return tuple((int(first), int(last)) for first, last in saved or ())
+
+
+def write_reserved(directory: Path, ranges: tuple[tuple[int, int], ...]) -> None:
+    write_json(directory / RESERVED, ranges)
 
 
 class Lock:

@@ -1,4 +1,4 @@
-"""Folds events into what is known now, and says which Services are touched. Pure: no I/O.
+"""Folds events into what is known now, and says what is touched. Pure: no I/O.
 
 With Pods among the objects (the manifests source) it also does the work of Kubernetes' endpoints
 controller and of its ClusterIP allocator; an API server's objects come with both done.
@@ -12,13 +12,17 @@ from collections.abc import Iterable
 from pointsman.clusterip import ClusterIPs
 from pointsman.endpoints import endpoint_slices, selects
 from pointsman.events import Changed, Listed, Problem
-from pointsman.objects import EndpointSlice, Object, Pod, Ref, Service
+from pointsman.hostports import has_host_ports
+from pointsman.nodes import zone_of
+from pointsman.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service
+from pointsman.optout import ANNOTATION
 
 ServiceKey = tuple[str, str]  # namespace, name
 
 
 class Tracker:
-    """The objects by name. `fold` returns the Services to resolve again.
+    """The objects by name. `fold` returns the refs of what is to be resolved again: Services, Pods
+    that have hostPorts or may be opted out, Nodes and Namespaces.
 
     `cluster_ips`: None when an API server hands out the addresses.
     """
@@ -30,7 +34,10 @@ class Tracker:
         self.services: dict[Ref, Service] = {}
         self._slices: dict[Ref, EndpointSlice] = {}
         self._slices_of: dict[ServiceKey, set[Ref]] = defaultdict(set)
-        self._pods: dict[Ref, Pod] = {}
+        self.pods: dict[Ref, Pod] = {}
+        self.nodes: dict[Ref, Node] = {}
+        self.namespaces: dict[Ref, Namespace] = {}
+        self._zones: dict[str, str] = {}  # by node name, where there is one
         self._pods_in: dict[str, dict[Ref, Pod]] = defaultdict(dict)
         # One label of each selector, to find the Services that a Pod may belong to.
         self._selecting: dict[tuple[str, str, str], set[Ref]] = defaultdict(set)
@@ -50,22 +57,26 @@ class Tracker:
         return [problem for found in self._problems.values() for problem in found]
 
     def counts(self) -> dict[str, int]:
-        """How many objects of each kind are known."""
-        return {
+        """How many objects of each kind are known; of the last two only if there are any."""
+        found = {
             "Service": len(self.services),
             "EndpointSlice": len(self._slices),
-            "Pod": len(self._pods),
+            "Pod": len(self.pods),
         }
+        rest = {"Node": len(self.nodes), "Namespace": len(self.namespaces)}
+        return found | {kind: count for kind, count in rest.items() if count}
 
     # -- folding -----------------------------------------------------------------------------
 
     def fold(self, event: Listed | Changed) -> set[Ref]:
-        """Takes the event in; the Services whose frontends or endpoints may differ now."""
+        """Takes the event in; the refs of what may differ now."""
         if isinstance(event, Changed):
             return self._apply(event.objects, event.deleted)
         self.listed = True
         present = {obj.ref for obj in event.objects}
-        known = (*self._written, *self._slices, *self._pods)
+        known = (
+            *self._written, *self._slices, *self.pods, *self.nodes, *self.namespaces
+        )  # fmt: skip
         if self._cluster_ips is not None and not self._written:
             # In one go, so that the oldest claim wins and not the first in the list.
             self._cluster_ips.assign_all(o for o in event.objects if isinstance(o, Service))
@@ -75,21 +86,38 @@ class Tracker:
         touched: set[Ref] = set()
         rewritten: list[Service] = []
         remake: set[Ref] = set()
+        moved: set[str] = set()  # names of nodes whose zone may differ
         for ref in deleted:
             if ref.kind == "Service":
                 self._drop_service(ref, touched)
             elif ref.kind == "EndpointSlice":
                 self._drop_slice(ref, touched)
-            else:
-                self._drop_pod(ref, remake)
+            elif ref.kind == "Pod":
+                self._drop_pod(ref, touched, remake)
+            elif ref.kind == "Node":
+                if self.nodes.pop(ref, None):
+                    touched.add(ref)
+                    moved.add(ref.name)
+            elif self.namespaces.pop(ref, None):
+                touched.add(ref)
         for obj in objects:
             if isinstance(obj, Service):
                 if self._written.get(obj.ref) != obj:
                     rewritten.append(obj)
             elif isinstance(obj, EndpointSlice):
                 self._put_slice(obj, touched)
-            else:
-                self._put_pod(obj, remake)
+            elif isinstance(obj, Pod):
+                self._put_pod(obj, touched, remake)
+            elif isinstance(obj, Node):
+                if self.nodes.get(obj.ref) != obj:
+                    self.nodes[obj.ref] = obj
+                    touched.add(obj.ref)
+                    moved.add(obj.metadata.name)
+            elif self.namespaces.get(obj.ref) != obj:
+                self.namespaces[obj.ref] = obj
+                touched.add(obj.ref)
+        if moved:
+            self._move(moved, remake)
         for service in rewritten:
             self._put_service(service)
         assigned = self._assign(service.ref for service in rewritten)
@@ -172,19 +200,48 @@ class Tracker:
             del self._slices_of[key]
         touched.add(Ref("Service", *key))
 
-    def _put_pod(self, pod: Pod, remake: set[Ref]) -> None:
-        if self._pods.get(pod.ref) == pod:
+    def _put_pod(self, pod: Pod, touched: set[Ref], remake: set[Ref]) -> None:
+        if self.pods.get(pod.ref) == pod:
             return
-        self._drop_pod(pod.ref, remake)
-        self._pods[pod.ref] = pod
+        self._drop_pod(pod.ref, touched, remake)
+        self.pods[pod.ref] = pod
         self._pods_in[pod.ref.namespace][pod.ref] = pod
         remake |= self._selectors_of(pod)
+        if self._concerns_sockets(pod):
+            touched.add(pod.ref)
 
-    def _drop_pod(self, ref: Ref, remake: set[Ref]) -> None:
-        old = self._pods.pop(ref, None)
+    def _drop_pod(self, ref: Ref, touched: set[Ref], remake: set[Ref]) -> None:
+        old = self.pods.pop(ref, None)
         if old is not None:
             del self._pods_in[ref.namespace][ref]
             remake |= self._selectors_of(old)
+            if self._concerns_sockets(old):
+                touched.add(ref)
+
+    def _concerns_sockets(self, pod: Pod) -> bool:
+        """Whether it has hostPorts, or may be opted out. A Namespace that comes to say so later is
+        touched itself."""
+        if ANNOTATION in pod.metadata.annotations or has_host_ports(pod):
+            return True
+        namespace = self.namespaces.get(Ref("Namespace", "", pod.metadata.namespace))
+        return namespace is not None and ANNOTATION in namespace.metadata.annotations
+
+    def _move(self, names: set[str], remake: set[Ref]) -> None:
+        """Takes in the zones of nodes; the hints of Services with pods there follow them."""
+        moved = set()
+        for name in names:
+            node = self.nodes.get(Ref("Node", "", name))
+            zone = zone_of(node) if node else ""
+            if zone != self._zones.get(name, ""):
+                moved.add(name)
+                if zone:
+                    self._zones[name] = zone
+                else:
+                    del self._zones[name]
+        if moved:
+            for pod in self.pods.values():
+                if pod.spec.node_name in moved:
+                    remake |= self._selectors_of(pod)
 
     def _selectors_of(self, pod: Pod) -> set[Ref]:
         namespace = pod.metadata.namespace
@@ -199,7 +256,7 @@ class Tracker:
         """Makes the Service's EndpointSlices from the Pods; whether they changed."""
         service = self.services[ref]
         pods = self._pods_in.get(ref.namespace, {}).values() if service.spec.selector else ()
-        made = endpoint_slices(service, pods)
+        made = endpoint_slices(service, pods, self._zones)
         if made == self._made.get(ref, ()):
             return False
         self._made[ref] = made

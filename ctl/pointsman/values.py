@@ -11,6 +11,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 V4_PREFIX = bytes(10) + b"\xff\xff"
+#: What stands for every address of a node, in the frontend of a NodePort.
+ANY_IPV4, ANY_IPV6 = V4_PREFIX + bytes(4), bytes(16)
 TCP, UDP, SCTP = socket.IPPROTO_TCP, socket.IPPROTO_UDP, 132
 PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 PROTOCOL_NAMES = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP", 0: "any"}
@@ -66,14 +68,17 @@ class Frontend(NamedTuple):
 
 
 class PortName(NamedTuple):
-    """One port of one Service: the owner of endpoints and of their counters."""
+    """One port of one Service: the owner of endpoints and of their counters.
+
+    What is no Service's has a name that none can have: "pod/web", "node/worker-1".
+    """
 
     namespace: str
     service: str
     port: str
 
     def __str__(self) -> str:
-        name = f"{self.namespace}/{self.service}"
+        name = f"{self.namespace}/{self.service}".removeprefix("/")
         return f"{name}:{self.port}" if self.port else name
 
 
@@ -82,7 +87,7 @@ class Entry:
     """What one frontend should be. `endpoints` is sorted and has no duplicates.
 
     `empty` says what a set without endpoints answers (EMPTY_… of abi.h), `affinity` is in seconds
-    (0 = none), `algorithm` one of ALGORITHM_… of abi.h.
+    (0 = none), `algorithm` one of ALGORITHM_… of abi.h, `flags` a sum of SERVICE_… of abi.h.
     """
 
     frontend: Frontend
@@ -91,3 +96,4 @@ class Entry:
     empty: int = 0
     algorithm: int = 0
     affinity: int = 0
+    flags: int = 0

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pointsman.hooks import Link
-from pointsman.inspect import UNKNOWN, Held, Reader, algorithm_name, empty_name, held
+from pointsman.inspect import (
+    UNKNOWN,
+    Held,
+    Reader,
+    algorithm_name,
+    empty_name,
+    flags_text,
+    held,
+)
 from pointsman.plan import RETIRED
 from pointsman.values import Backend, Entry, Frontend, endpoint_text
 
@@ -39,7 +47,7 @@ def compare(desired: Iterable[Entry], reader: Reader) -> list[Difference]:
         found += _compare(entry, each)
     for frontend, each in actual.items():
         if frontend not in wanted:
-            message = f"extra, held for {_name(each)}; no Service defines it"
+            message = f"extra, held for {_name(each)}; nothing defines it"
             found.append(Difference("frontend-extra", str(frontend), message))
         found += _sound(each, reader)
     found += _dangling(list(actual.values()), reader)
@@ -57,6 +65,7 @@ def _compare(entry: Entry, each: Held) -> list[Difference]:
         ("owner", str(entry.owner), _name(each)),
         ("algorithm", algorithm_name(entry.algorithm), algorithm_name(element.algorithm)),
         ("affinity", f"{entry.affinity} s", f"{element.affinity} s"),
+        ("flags", flags_text(entry.flags), flags_text(element.flags)),
     ):
         if want != have:
             found.append(Difference(kind, at, f"{kind} should be {want}, is {have}"))

@@ -21,14 +21,16 @@ from typing import Any
 import msgspec
 
 from pointsman import abi, bpf
-from pointsman.agent import Agent, Settings
+from pointsman.agent import Agent
 from pointsman.clusterip import ClusterIPs
+from pointsman.context import Context
 from pointsman.events import Changed, Event, Listed
 from pointsman.maps import View, apply
 from pointsman.objects import EndpointSlice, Ref, Service
 from pointsman.pins import Pins
 from pointsman.plan import Plan
-from pointsman.resolve import Context, resolve
+from pointsman.resolve import resolve
+from pointsman.settings import Settings
 from pointsman.tracker import Tracker
 from pointsman.values import TCP, Frontend, to_address
 from tests.bench.datapath import BIG

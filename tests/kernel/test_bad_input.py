@@ -387,15 +387,16 @@ def servers_of(node: AgentProcess, name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("option", "word", "members", "count"),
+    ("option", "size", "word", "members", "count"),
     [
-        pytest.param("--max-endpoints", "load is full (16 endpoints)", 4, 4, id="endpoints"),
-        pytest.param("--max-slots", "slots is full (16,", 5, 4, id="slots"),
-        pytest.param("--max-services", "services is full (16)", 1, 9, id="services"),
+        pytest.param("--max-endpoints", 16, "load is full (16 endpoints)", 4, 4, id="endpoints"),
+        pytest.param("--max-slots", 16, "slots is full (16,", 5, 4, id="slots"),
+        # The node's own addresses take eleven.
+        pytest.param("--max-services", 28, "services is full (28)", 1, 10, id="services"),
     ],
 )
 def test_in_a_full_map_what_fits_works_what_does_not_is_named_and_comes_when_there_is_room(
-    node: AgentProcess, option: str, word: str, members: int, count: int
+    node: AgentProcess, option: str, size: int, word: str, members: int, count: int
 ) -> None:
     names = [f"s{n}" for n in range(count)]
 
@@ -403,14 +404,15 @@ def test_in_a_full_map_what_fits_works_what_does_not_is_named_and_comes_when_the
         return servers.reached(f"10.96.8.{10 + names.index(name)}").startswith("10.244.")
 
     def unplaced() -> set[str]:
-        return {p["object"].partition("/")[2] for p in node.status()["problems"]}
+        found = (p["object"].partition("/")[2] for p in node.status()["problems"])
+        return set(filter(None, found))
 
     with everyone() as servers:
         for n, name in enumerate(names):
             node.write(f"{name}.yaml", service(name, f"10.96.8.{10 + n}"))
             pods = [(f"10.244.{n + 1}.{k}", servers.port) for k in range(1, members + 1)]
             node.write(f"{name}-slices.yaml", endpoints(name, *pods))
-        node.start(option, "16")
+        node.start(option, str(size))
         until(unplaced, "the problem of a full map")
         out = unplaced()
         assert 0 < len(out) < count
@@ -418,6 +420,8 @@ def test_in_a_full_map_what_fits_works_what_does_not_is_named_and_comes_when_the
             assert word in problem["message"], problem
             assert f"raise {option}" in problem["message"], problem
             assert problem["mend"], problem
+            if problem["object"].startswith("Node"):
+                continue
             name = problem["object"].partition("/")[2]
             assert problem["where"] == str(node.manifests / f"{name}.yaml")
         # A Service of several frontends may be there in part, but none is missing unnamed.

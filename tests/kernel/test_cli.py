@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pointsman import bpf
+from pointsman.hooks import HOOKS
 from pointsman.plan import pack_frontend
 from pointsman.values import TCP, UDP, Frontend, to_address
 from tests.support.agents import AgentProcess, endpoints, service
@@ -97,13 +98,13 @@ def test_get_services_shows_a_row_for_each_with_addresses_ports_and_endpoints(
     lines = dead.cli("get", "services").stdout.splitlines()
     rows = {line.split()[1]: line.split() for line in lines[1:]}
     assert lines[0].split() == [
-        "NAMESPACE", "NAME", "CLUSTER-IP", "PORT(S)", "ENDPOINTS", "OPEN"
+        "NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "ENDPOINTS", "OPEN"
     ]  # fmt: skip
     assert rows == {
-        "dns": ["default", "dns", DNS, "53/UDP", "1", "0"],
-        "empty": ["default", "empty", EMPTY, "80/TCP", "0", "0"],
-        "web": ["default", "web", V4, "80/TCP", "2", "0"],
-        "web6": ["default", "web6", V6, "80/TCP", "2", "0"],
+        "dns": ["default", "dns", "ClusterIP", DNS, "<none>", "53/UDP", "1", "0"],
+        "empty": ["default", "empty", "ClusterIP", EMPTY, "<none>", "80/TCP", "0", "0"],
+        "web": ["default", "web", "ClusterIP", V4, "<none>", "80/TCP", "2", "0"],
+        "web6": ["default", "web6", "ClusterIP", V6, "<none>", "80/TCP", "2", "0"],
     }
 
 
@@ -147,13 +148,21 @@ def test_get_endpoints_shows_each_with_its_service_and_port(dead: AgentProcess) 
 
 
 def test_get_frontends_shows_each_port_and_what_refuses_the_others(dead: AgentProcess) -> None:
-    found = {i["frontend"]: (i["service"], i["endpoints"]) for i in items(dead, "get", "frontends")}
-    assert found == {
+    rows = items(dead, "get", "frontends", "-n", "default")
+    assert {i["kind"] for i in rows} == {"ClusterIP"}
+    assert {i["frontend"]: (i["service"], i["endpoints"]) for i in rows} == {
         f"{V4}:80/TCP": ("web", 2), f"{V4}:*": ("web", 0),
         f"[{V6}]:80/TCP": ("web6", 2), f"[{V6}]:*": ("web6", 0),
         f"{DNS}:53/UDP": ("dns", 1), f"{DNS}:*": ("dns", 0),
         f"{EMPTY}:80/TCP": ("empty", 0), f"{EMPTY}:*": ("empty", 0),
     }  # fmt: skip
+
+
+def test_node_addresses_are_frontends_but_no_services(dead: AgentProcess) -> None:
+    rows = {i["frontend"]: i for i in items(dead, "get", "frontends") if not i["namespace"]}
+    assert {rows["127.0.0.1:*"]["kind"], rows["[::1]:*"]["kind"]} == {"Loopback"}
+    assert {i["service"].partition("/")[0] for i in rows.values()} == {"node"}
+    assert "node" not in dead.cli("get", "services").stdout
 
 
 @pytest.mark.parametrize("name", [["web"], ["default/web"], ["web", "-n", "default"]], ids=" ".join)
@@ -242,7 +251,9 @@ def test_map_list_shows_each_map_with_how_full_it_is(dead: AgentProcess) -> None
     pinned = {path.name for path in (dead.root / "current" / "maps").iterdir()}
     assert rows.keys() == pinned
     used = {name: rows[name]["used"] for name in ("frontends", "services", "slots", "load")}
-    assert used == {"frontends": 8, "services": 8, "slots": 5, "load": 5}
+    frontends = len(items(dead, "get", "frontends"))  # with the node's addresses
+    assert frontends > 8
+    assert used == {"frontends": frontends, "services": frontends, "slots": 5, "load": 5}
     assert all(row["memoryBytes"] > 0 for row in rows.values() if row["name"] != "datagrams")
     table = dead.cli("map", "list").stdout.splitlines()
     assert table[0].split() == ["NAME", "TYPE", "USED", "MAX", "FILL", "MEMORY"]
@@ -264,7 +275,9 @@ def test_every_map_can_be_dumped_decoded(dead: AgentProcess) -> None:
     assert [row["slot"] for row in slots] == [web["firstSlot"], web["firstSlot"] + 1]
     valid = {row["id"] for row in found["load"] if row["state"] == "valid"}
     assert valid == {row["id"] for row in found["slots"]}
-    assert {row["service"] for row in found["names"]} == {"web", "web6", "dns", "empty"}
+    names = {row["service"] for row in found["names"] if row["namespace"]}
+    assert names == {"web", "web6", "dns", "empty"}
+    assert len(found["settings"]) == 1
     assert {row["counter"] for row in found["counters"]} >= {"refused", "undefined_port"}
 
 
@@ -412,7 +425,7 @@ def test_status_is_0_while_all_is_well_and_1_once_the_agent_is_dead(damaged: Age
     damaged.kill()
     found = status(damaged, 1)
     assert found["reasons"] == ["the agent is not running: start it with 'pointsman up'"]
-    assert found["datapath"]["links"] == {"attached": 10, "total": 10}
+    assert found["datapath"]["links"] == {"attached": len(HOOKS), "total": len(HOOKS)}
 
 
 def test_status_is_1_and_names_the_hook_whose_link_was_removed(damaged: AgentProcess) -> None:
@@ -420,7 +433,7 @@ def test_status_is_1_and_names_the_hook_whose_link_was_removed(damaged: AgentPro
     (damaged.root / "links" / "connect4").unlink()
     found = status(damaged, 1)
     assert found["reasons"] == ["connect4: not attached"]
-    assert found["datapath"]["links"] == {"attached": 9, "total": 10}
+    assert found["datapath"]["links"] == {"attached": len(HOOKS) - 1, "total": len(HOOKS)}
     assert ("link", "connect4") in differences(damaged)
     assert "not every hook is attached" in damaged.cli("explain", f"{V4}:80").stderr
 

@@ -117,7 +117,7 @@ def test_slots_are_used_again_only_after_a_grace_period(
 ) -> None:
     """Between reading the set and reading the slot, another Service's slot may come to stand
     there: the connection would reach a stranger."""
-    load_slot = "\tslot = pick(set, random_of(cookie, bucket));"
+    load_slot = "\tslot = choose(ctx, &of, vip.addr, random_of(cookie, bucket));"
     lab = fresh_lab(source=changed_source(("sock.c", load_slot, f"\t{LONG}\n{load_slot}")))
     with tcp_server() as (right, port), tcp_server() as (wrong, wrong_port):
 
@@ -168,7 +168,8 @@ def test_a_service_is_recognised_by_its_own_key(
     fresh_lab: Labs, changed_source: Sources, rule: bool
 ) -> None:
     """A deleted element of the hash is used again at once: its reader sees another key's value."""
-    changes = [("lookup.h", "\t*id = frontend->service;", f"\t{LONG}\n\t*id = frontend->service;")]
+    step = "\t*id = frontend->service;"  # stands in a program three times
+    changes = [("lookup.h", step, f"\t{SHORT}\n{step}")]
     if not rule:
         changes.append(
             ("lookup.h", "if (!service || !same_frontend(&service->key, key))", "if (!service)")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel import test_affinity as affinity
 from tests.kernel import test_counts as counts
 from tests.kernel import test_sockets as sockets
 from tests.support.kernel import Lab, until
@@ -95,17 +96,50 @@ RULES = [
             "if (!load_of || load_of->generation != choice->generation)",
             "if (!load_of)",
         ),
-        sockets.TestUnconnectedUDP().test_an_endpoint_that_left_is_replaced_with_the_next_send,
+        sockets.TestUnconnectedUDP().test_an_endpoint_that_left_is_replaced_though_its_slot_is_used_again,
         id="a-datagram-choice-holds-the-generation",
     ),
     pytest.param(
         (
             "datagram.h",
-            " && service->owner == choice->owner && same_frontend(&service->key, to);",
-            ";",
+            "if (!(set >> 32) || !find_member(set, choice->peer, choice->peer_port))",
+            "if (!(set >> 32))",
+        ),
+        sockets.TestUnconnectedUDP().test_an_endpoint_that_left_this_set_alone_is_replaced,
+        id="a-datagram-choice-is-a-member-of-the-set",
+    ),
+    pytest.param(
+        (
+            "datagram.h",
+            " || service->owner != choice->owner ||",
+            " ||",
         ),
         sockets.TestUnconnectedUDP().test_a_vip_that_changes_hands_takes_its_sockets_along,
         id="a-datagram-choice-holds-the-owner",
+    ),
+    pytest.param(
+        (
+            "affinity.h",
+            "slot = find_member(to->set, copy.addr, copy.port);",
+            "slot = pick(to->set, 0);",
+        ),
+        affinity.test_a_client_keeps_its_endpoint_while_others_come_and_go,
+        id="affinity-is-to-an-endpoint-not-to-a-place",
+    ),
+    pytest.param(
+        ("affinity.h", "key.netns = bpf_get_netns_cookie(ctx);", "key.netns = 1;"),
+        affinity.test_each_pod_is_a_client_of_its_own,
+        id="affinity-is-a-pods-own",
+    ),
+    pytest.param(
+        ("affinity.h", "stale ? (__u32)mix(stale ^ key.netns) : random", "random"),
+        affinity.test_two_cpus_agree_on_the_successor_of_an_endpoint_that_left,
+        id="a-successor-follows-from-what-it-replaces",
+    ),
+    pytest.param(
+        ("affinity.h", "*(volatile __u64 *)&entry->seen = now;", ""),
+        affinity.test_each_new_connection_starts_the_time_again,
+        id="a-new-connection-refreshes-affinity",
     ),
 ]
 

@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from tests.support.kernel import TCP, UDP, Lab, tcp_server, udp_server
+from pointsman.values import Frontend, PortName, to_address
+from tests.support.kernel import TCP, UDP, Lab, entry, tcp_server, udp_server
 
 pytestmark = pytest.mark.kernel
 
@@ -180,6 +181,48 @@ class TestUnconnectedUDP:
             client.sendto(b"y", ("10.96.0.1", 53))
             assert (drain(one), drain(two)) == ([b"x"], [b"y"])
 
+    def test_an_endpoint_that_left_is_replaced_though_its_slot_is_used_again(
+        self, lab: Lab
+    ) -> None:
+        """The set's number is the same as before: only the endpoint's own generation tells."""
+        with (
+            udp_server() as (one, port_one),
+            udp_server() as (two, port_two),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            lab.serve("10.96.0.1", 53, UDP, ("127.0.0.1", port_one))
+            service = lab.maps.find(Frontend(to_address("10.96.0.1"), 53, UDP)) or 0
+            before = lab.maps.service(service)
+            client.sendto(b"x", ("10.96.0.1", 53))
+            lab.serve("10.96.0.1", 53, UDP, ("127.0.0.9", port_two))
+            lab.serve("10.96.0.1", 53, UDP, ("127.0.0.1", port_two))
+            assert lab.maps.service(service).first == before.first
+            client.sendto(b"y", ("10.96.0.1", 53))
+            assert (drain(one), drain(two)) == ([b"x"], [b"y"])
+
+    def test_an_endpoint_that_left_this_set_alone_is_replaced(self, lab: Lab) -> None:
+        """It goes on in another set of the same port: a NodePort's, when the policy is Local."""
+        owner = PortName("default", "web", "p")
+        with (
+            udp_server() as (one, port_one),
+            udp_server() as (two, port_two),
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            both = [("127.0.0.1", port_one), ("127.0.0.1", port_two)]
+            lab.set(
+                "web",
+                entry("10.96.0.1", 53, UDP, both[:1], owner),
+                entry("10.96.0.2", 53, UDP, both, owner),
+            )
+            client.sendto(b"x", ("10.96.0.1", 53))
+            lab.set(
+                "web",
+                entry("10.96.0.1", 53, UDP, both[1:], owner),
+                entry("10.96.0.2", 53, UDP, both, owner),
+            )
+            client.sendto(b"y", ("10.96.0.1", 53))
+            assert (drain(one), drain(two)) == ([b"x"], [b"y"])
+
     def test_a_vip_that_changes_hands_takes_its_sockets_along(self, lab: Lab) -> None:
         """The endpoint is still valid, but for another VIP: the choice must not be used."""
         with (
@@ -187,9 +230,6 @@ class TestUnconnectedUDP:
             udp_server() as (two, port_two),
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
         ):
-            from pointsman.values import PortName
-            from tests.support.kernel import entry
-
             a, b = PortName("default", "a", "p"), PortName("default", "b", "p")
             first = entry("10.96.0.1", 53, UDP, [("127.0.0.1", port_one)], a)
             second = entry("10.96.0.2", 53, UDP, [("127.0.0.1", port_one)], a)

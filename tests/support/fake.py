@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pointsman import abi
-from pointsman.plan import RETIRED, Element, Limits, Snapshot
+from pointsman.plan import RETIRED, Config, Element, Limits, Snapshot
 from pointsman.values import Backend, Frontend, PortName, endpoint_text
 
 _layouts = abi.layouts()
 _read_slot = _layouts["slot"].reader("addr", "port", "endpoint", "generation", "owner")
-_read_service = _layouts["service"].reader("set", "owner", "algorithm", "affinity", "key")
+_read_service = _layouts["service"].reader("set", "owner", "algorithm", "flags", "affinity", "key")
 _read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
 
 Slot = tuple[Backend, int, int, int]  # backend, endpoint id, generation, owner
@@ -87,17 +88,18 @@ class FakeDatapath:
         assert 0 < service < self.limits.services, f"service {service} out of range"
         assert service not in self.held_services, f"service {service} reused early"
         assert service not in self.frontends.values(), f"service {service} rewritten in use"
-        value, owner, algorithm, affinity, key = _read_service(data)
+        value, owner, algorithm, flags, affinity, key = _read_service(data)
         address, port, protocol = _read_key(key)
         frontend = Frontend(address, socket.ntohs(port), protocol)
         self._check_set(value)
         self.services[service] = Element(
-            frontend, owner, value & 0xFFFFFFFF, value >> 32, algorithm, affinity
+            frontend, owner, value & 0xFFFFFFFF, value >> 32, algorithm, affinity, flags
         )
         self.on_step()
 
-    def configure(self, service: int, owner: int, algorithm: int, affinity: int) -> None:
+    def configure(self, config: Config) -> None:
         self._step()
+        service, owner, algorithm, affinity, flags = config
         old = self.services[service]
         if owner == 0:
             assert service not in self.frontends.values(), f"service {service} disowned in use"
@@ -106,7 +108,7 @@ class FakeDatapath:
         else:
             assert owner in self.names, f"owner {owner} has no name"
         self.services[service] = Element(
-            old.frontend, owner, old.first, old.count, algorithm, affinity
+            old.frontend, owner, old.first, old.count, algorithm, affinity, flags
         )
         self.on_step()
 
@@ -114,9 +116,7 @@ class FakeDatapath:
         self._step()
         old = self.services[service]
         self._check_set(value)
-        self.services[service] = Element(
-            old.frontend, old.owner, value & 0xFFFFFFFF, value >> 32, old.algorithm, old.affinity
-        )
+        self.services[service] = replace(old, first=value & 0xFFFFFFFF, count=value >> 32)
         self._unlink(old)
         self.on_step()
 

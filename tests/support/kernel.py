@@ -21,7 +21,16 @@ from pointsman.dump import first_place, more_places
 from pointsman.maps import Maps, apply, take_over
 from pointsman.objects import Ref
 from pointsman.pins import Loaded, Pins, Sizes
-from pointsman.values import TCP, UDP, Backend, Entry, Frontend, PortName, to_address
+from pointsman.values import (
+    TCP,
+    UDP,
+    Backend,
+    Entry,
+    Frontend,
+    PortName,
+    endpoint_text,
+    to_address,
+)
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 SMALL = Sizes(services=1024, slots=2048, endpoints=1024, buckets=1024, overflow=64)
@@ -178,6 +187,15 @@ class Lab:
     def open(self, address: str, port: int) -> int:
         """Open connections of a backend, as the kernel counts them."""
         return self.maps.load(self.endpoint_id(address, port))[1]
+
+    def peer_of(self, cookie: int) -> str:
+        """The endpoint that a socket was translated to, as its record says."""
+        for name, read in (("sockets", first_place), ("sockets_more", more_places)):
+            for _, value in self.maps.map(name).items():
+                for owner, record in read(value):
+                    if owner == cookie:
+                        return endpoint_text(record["peer"], socket.ntohs(record["peer_port"]))
+        raise LookupError(f"socket {cookie} has no record")
 
     def records(self) -> int:
         """Sockets that have a record."""

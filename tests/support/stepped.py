@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from pointsman.maps import Maps
@@ -24,7 +24,7 @@ class SteppedMaps:
         write = getattr(self._maps, name)
 
         def step(*arguments: Any) -> None:
-            if len(arguments) == 1 and isinstance(arguments[0], Sequence):
+            if len(arguments) == 1 and isinstance(arguments[0], list | bytes):
                 for item in arguments[0]:
                     self._step(write, [item])
             else:

@@ -7,15 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from pointsman.endpoints import endpoint_slices, selects
-from pointsman.objects import Pod, Service
+from pointsman.endpoints import endpoint_slices, hints_automatic, selects
+from pointsman.objects import EndpointHints, ForName, Pod, Service
 
 TERMINATING = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
 
 
-def service(**spec: Any) -> Service:
+def service(annotations: dict[str, str] | None = None, **spec: Any) -> Service:
     spec = {"selector": {"app": "web"}, "ports": [{"port": 80}], "clusterIP": "10.0.0.9"} | spec
-    return msgspec.convert({"metadata": {"name": "web"}, "spec": spec}, Service)
+    metadata = {"name": "web", "annotations": annotations or {}}
+    return msgspec.convert({"metadata": metadata, "spec": spec}, Service)
 
 
 def pod(
@@ -169,3 +170,83 @@ def test_an_endpoint_tells_its_pod_node_and_hostname() -> None:
 def test_a_hostname_counts_only_below_its_own_subdomain() -> None:
     (slice_,) = endpoint_slices(service(), [pod(spec={"hostname": "h", "subdomain": "other"})])
     assert [e.hostname for e in slice_.endpoints or ()] == [""]
+
+
+ZONES = {"n1": "z1", "n2": ""}
+
+
+def hints(zone: str = "", node: str = "") -> EndpointHints:
+    return EndpointHints(
+        for_zones=(ForName(zone),) if zone else (), for_nodes=(ForName(node),) if node else ()
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "node", "expected"),
+    [
+        pytest.param("PreferSameZone", "n1", hints("z1"), id="same-zone"),
+        pytest.param("PreferClose", "n1", hints("z1"), id="close-is-same-zone"),
+        pytest.param("PreferSameNode", "n1", hints("z1", "n1"), id="same-node-hints-zones-too"),
+        pytest.param("PreferSameNode", "n9", hints("", "n9"), id="same-node-of-a-node-unknown"),
+        pytest.param("PreferSameZone", "n2", None, id="a-node-without-a-zone"),
+        pytest.param("PreferSameZone", "n9", None, id="a-node-that-is-not-known"),
+        pytest.param("PreferSameNode", "", None, id="a-pod-on-no-node"),
+        pytest.param("", "n1", None, id="not-asked-for"),
+        pytest.param("PreferFar", "n1", None, id="an-unknown-value-is-passed-over"),
+    ],
+)
+def test_hints(wanted: str, node: str, expected: EndpointHints | None) -> None:
+    one = pod(spec={"nodeName": node})
+    (slice_,) = endpoint_slices(service(trafficDistribution=wanted), [one], ZONES)
+    (endpoint,) = slice_.endpoints or ()
+    assert endpoint.hints == expected
+    assert endpoint.zone == ZONES.get(node, "")
+
+
+@pytest.mark.parametrize(
+    ("one", "publish", "hinted"),
+    [
+        pytest.param(pod(spec={"nodeName": "n1"}), False, True, id="ready"),
+        pytest.param(pod(spec={"nodeName": "n1"}, ready="False"), False, False, id="not-ready"),
+        pytest.param(
+            pod(spec={"nodeName": "n1"}, meta=TERMINATING), False, False, id="terminating"
+        ),
+        pytest.param(pod(spec={"nodeName": "n1"}, ready="False"), True, True, id="published"),
+    ],
+)
+def test_only_ready_endpoints_get_hints(one: Pod, publish: bool, hinted: bool) -> None:
+    asks = service(trafficDistribution="PreferClose", publishNotReadyAddresses=publish)
+    (slice_,) = endpoint_slices(asks, [one], ZONES)
+    assert [e.hints is not None for e in slice_.endpoints or ()] == [hinted]
+
+
+def test_an_endpoint_without_a_zone_leaves_the_others_their_hints() -> None:
+    pods = [pod(n, f"10.1.0.{i}", spec={"nodeName": f"n{i}"}) for i, n in ((1, "a"), (2, "b"))]
+    (slice_,) = endpoint_slices(service(trafficDistribution="PreferSameZone"), pods, ZONES)
+    assert [e.hints for e in slice_.endpoints or ()] == [hints("z1"), None]
+
+
+MODE = "service.kubernetes.io/topology-mode"
+DEPRECATED = "service.kubernetes.io/topology-aware-hints"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "automatic"),
+    [
+        pytest.param({}, False, id="no-annotation"),
+        pytest.param({MODE: "Auto"}, True, id="auto"),
+        pytest.param({MODE: "auto"}, True, id="auto-in-small-letters"),
+        pytest.param({DEPRECATED: "Auto"}, True, id="the-deprecated-annotation"),
+        pytest.param({MODE: "Disabled"}, False, id="disabled"),
+        pytest.param(
+            {MODE: "Auto", DEPRECATED: "Disabled"}, False, id="the-deprecated-one-comes-first"
+        ),
+    ],
+)
+def test_automatic_hints_are_not_made_and_put_traffic_distribution_out_of_force(
+    annotations: dict[str, str], automatic: bool
+) -> None:
+    asks = service(annotations, trafficDistribution="PreferClose")
+    (slice_,) = endpoint_slices(asks, [pod(spec={"nodeName": "n1"})], ZONES)
+    assert hints_automatic(asks) is automatic
+    assert [e.hints is None for e in slice_.endpoints or ()] == [automatic]

@@ -8,7 +8,22 @@ import pytest
 
 from pointsman import explain as explaining
 from pointsman.plan import Element
-from tests.support.view import DNS, WEB, FakeView, view
+from pointsman.values import to_address
+from tests.support.view import (
+    DNS,
+    HOST_NETNS,
+    PODS,
+    WEB,
+    A,
+    B,
+    FakeView,
+    backend,
+    frontend,
+    node_view,
+    view,
+)
+
+SECOND = 1_000_000_000
 
 
 def wrong_key() -> FakeView:
@@ -158,3 +173,206 @@ def test_explain_says_step_by_step_what_the_programs_see() -> None:
 def test_what_is_no_destination_is_wrong_usage(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         explaining.parse_destination(text)
+
+
+def explained(
+    destination: str, client: str = "host", maps: FakeView | None = None, now: int = 0
+) -> explaining.Explanation:
+    parsed = explaining.parse_destination(destination)
+    return explaining.explain(maps or node_view(), parsed, client, now)
+
+
+UNTOUCHED = "not a Service: the address is used as it is"
+ONE_OF_2 = "a connection gets one of 2 endpoints at random"
+API_IS = "which chooses by random and then keeps a client's endpoint for 60 s"
+
+
+@pytest.mark.parametrize(
+    ("destination", "client", "result", "why"),
+    [
+        pytest.param(
+            "203.0.113.9:80", "pod", ONE_OF_2,
+            f"203.0.113.9:80/TCP is shop/api:http, {API_IS}",
+            id="a-load-balancer-s-address",
+        ),
+        pytest.param(
+            "203.0.113.9:81", "pod", UNTOUCHED,
+            "203.0.113.9 is the address of no Service and of no node",
+            id="an-undefined-port-there-is-untouched",
+        ),
+        pytest.param(
+            "192.0.2.1:30080", "pod", ONE_OF_2,
+            "192.0.2.1:30080/TCP is the NodePort of shop/api:http at an address of this node, "
+            f"{API_IS}",
+            id="a-node-port-at-this-node",
+        ),
+        pytest.param(
+            "192.0.2.1:22", "host", UNTOUCHED,
+            "192.0.2.1 is an address of this node, and no Service has the NodePort 22",
+            id="another-port-of-the-node-is-its-own",
+        ),
+        pytest.param(
+            "192.0.2.1:31443/udp", "host", UNTOUCHED,
+            "192.0.2.1 is an address of this node, and no Service has the NodePort 31443/udp",
+            id="udp-is-another-node-port",
+        ),
+        pytest.param(
+            "192.0.2.2:31443", "pod", "a connection gets the one endpoint",
+            "192.0.2.2:31443/TCP is the NodePort of shop/ext at an address of another node, "
+            "which chooses by random",
+            id="a-node-port-at-another-node",
+        ),
+        pytest.param(
+            "192.0.2.2:30080", "pod", UNTOUCHED,
+            "192.0.2.2 is an address of another node, and the NodePort 30080 of shop/api:http "
+            "holds on this node only: its externalTrafficPolicy is Local, so that node decides",
+            id="externaltrafficpolicy-local-is-that-node-s-business",
+        ),
+        pytest.param(
+            "192.0.2.1:443", "pod", "a connection gets the one endpoint",
+            "192.0.2.1:443/TCP is shop/ext, which chooses by random",
+            id="an-externalip-that-is-the-node-s-own-address",
+        ),
+        pytest.param(
+            "192.0.2.1:8080", "pod", "a connection gets the one endpoint",
+            "192.0.2.1:8080/TCP is the hostPort of web/pod/p:8080-tcp at an address of this "
+            "node, which chooses by random",
+            id="a-hostport",
+        ),
+        pytest.param(
+            "192.0.2.2:8080", "pod", UNTOUCHED,
+            "192.0.2.2 is an address of another node, and the hostPort 8080 of "
+            "web/pod/p:8080-tcp holds on this node only: that node knows its own Pods",
+            id="a-hostport-is-not-another-node-s",
+        ),
+        pytest.param(
+            "127.0.0.1:9090", "host", "a connection gets the one endpoint",
+            "127.0.0.1:9090/TCP is the hostPort of web/pod/p:9090-tcp, which chooses by random",
+            id="a-hostport-at-loopback",
+        ),
+        pytest.param(
+            "127.0.0.1:9090", "pod", UNTOUCHED,
+            "127.0.0.1:9090/TCP is web/pod/p:9090-tcp, for processes in the host's network "
+            "namespace only",
+            id="a-hostport-at-loopback-is-not-a-pod-s",
+        ),
+        pytest.param(
+            "127.0.0.1:31443", "host", "a connection gets the one endpoint",
+            "127.0.0.1:31443/TCP is the NodePort of shop/ext at the loopback address, which "
+            "chooses by random",
+            id="a-node-port-at-loopback",
+        ),
+        pytest.param(
+            "127.1.2.3:31443", "host", "a connection gets the one endpoint",
+            "127.1.2.3:31443/TCP is the NodePort of shop/ext at the loopback address, which "
+            "chooses by random",
+            id="all-of-127-is-loopback",
+        ),
+        pytest.param(
+            "127.0.0.1:31443", "pod", UNTOUCHED,
+            "a pod's 127.0.0.1 is its own: NodePorts are there for the host's processes only",
+            id="a-pod-s-loopback-is-its-own",
+        ),
+        pytest.param(
+            "[::1]:31443", "host", UNTOUCHED,
+            "::1 is the address of no Service and of no node",
+            id="a-loopback-address-that-no-node-port-has",
+        ),
+        pytest.param(
+            "0.0.0.0:31443", "pod", UNTOUCHED,
+            "0.0.0.0 is the address of no Service and of no node",
+            id="whoever-dials-0.0.0.0-means-his-own-loopback",
+        ),
+        pytest.param(
+            "10.96.1.1:80", "pod", UNTOUCHED,
+            "10.96.1.1 is an address at which nothing is refused",
+            id="an-address-that-passes",
+        ),
+        pytest.param(
+            "10.96.9.9:80", "pod", "ECONNREFUSED: no Service has the address 10.96.9.9",
+            "10.96.9.9 is in the service CIDR 10.96.0.0/12, and the agent was told to refuse "
+            "what no Service uses there",
+            id="an-unused-address-of-a-refused-cidr",
+        ),
+    ],
+)  # fmt: skip
+def test_explain_says_why_an_address_of_a_node_is_translated_or_not(
+    destination: str, client: str, result: str, why: str
+) -> None:
+    maps = node_view()
+    maps.cidrs = ((to_address("10.96.0.0"), b"\xff" * 13 + b"\xf0\0\0"),)
+    maps.owners[5] = PODS._replace(port="9090-tcp")
+    loopback = maps.elements[maps.keys[frontend("127.0.0.1", 9090)]]
+    maps.elements[maps.keys[loopback.frontend]] = replace(loopback, owner=5)
+    found = explained(destination, client, maps)
+    assert (found.result, found.why) == (result, why)
+    assert (found.verdict == "not-a-service") == (result == UNTOUCHED)
+
+
+def test_explain_walks_from_a_node_s_address_to_its_node_ports() -> None:
+    assert explained("127.1.2.3:31443").steps[:7] == (
+        "frontends: no key 127.1.2.3:31443/TCP",
+        "127.1.2.3: all of 127.0.0.0/8 is looked up as 127.0.0.1",
+        "frontends: key 127.0.0.1:* leads to service 13",
+        "service 13: its own key is the same",
+        "service 13: flags loopback",
+        "frontends: key 0.0.0.0:31443/TCP leads to service 8",
+        "service 8: its own key is the same",
+    )
+
+
+def test_explain_says_that_no_process_is_the_host_s_until_the_agent_has_said_so() -> None:
+    maps = node_view()
+    maps.host_netns = 0
+    found = explained("127.0.0.1:31443", "host", maps)
+    assert (found.verdict, "every process is a pod's" in found.notes[0]) == ("not-a-service", True)
+
+
+def test_explain_warns_that_some_namespaces_are_opted_out() -> None:
+    maps = replace(node_view(), skipped=(8, 9))
+    assert explained("10.96.0.7:80", "pod", maps).notes[0] == (
+        "sockets of the 2 network namespaces that are opted out are not translated, whatever is "
+        "said here"
+    )
+    assert explained("10.96.0.8:443", "pod").notes == ()
+
+
+def test_explain_knows_the_endpoint_that_the_host_has() -> None:
+    maps = node_view()
+    maps.remember(HOST_NETNS, 1, B, 100 * SECOND)
+    maps.remember(5000, 1, A, 100 * SECOND)
+    found = explained("10.96.0.7:80", "host", maps, 110 * SECOND)
+    assert found.result == "a connection gets 10.0.0.2:8080, the endpoint that this client has"
+    assert found.why == (
+        "10.96.0.7:80/TCP is shop/api:http, which keeps a client's endpoint; this one for 50 s "
+        "more, each new connection prolongs it"
+    )
+    assert [(e.endpoint, e.probability) for e in found.endpoints] == [
+        ("10.0.0.1:8080", 0.0),
+        ("10.0.0.2:8080", 1.0),
+    ]
+    assert found.affinity == explaining.Affinity(60, "10.0.0.2:8080", 50.0, 2)
+    assert found.notes == (
+        "each network namespace is a client of its own: 1 other network namespaces have an "
+        "endpoint now, see 'pointsman get affinity'",
+    )
+    others = explained("10.96.0.7:80", "pod", maps, 110 * SECOND)
+    assert (others.result, others.why.endswith("keeps a client's endpoint for 60 s")) == (
+        ONE_OF_2,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "seen", "host"),
+    [
+        pytest.param("10.0.0.2:8080", 49, HOST_NETNS, id="its-time-is-over"),
+        pytest.param("10.0.0.9:8080", 100, HOST_NETNS, id="its-endpoint-has-left"),
+        pytest.param("10.0.0.2:8080", 100, 0, id="the-host-s-namespace-is-not-known"),
+    ],
+)
+def test_explain_lets_the_host_choose_anew_when(endpoint: str, seen: int, host: int) -> None:
+    maps = node_view()
+    maps.host_netns = host
+    maps.remember(HOST_NETNS, 1, backend(endpoint), seen * SECOND)
+    assert explained("10.96.0.7:80", "host", maps, 110 * SECOND).result == ONE_OF_2

@@ -1,41 +1,96 @@
 """Manifests in, maps out: each directory of tests/golden is a behaviour that one can read.
 
-`UPDATE_GOLDEN=1 pytest tests/unit/test_golden.py` writes what comes out now; read the difference.
+`context.toml` in it says where the agent is: `node`, `local_addresses`, and what was chosen as
+`[policy]`. The wildcards that lead from the addresses of nodes to NodePorts are shown if it names
+any address. `UPDATE_GOLDEN=1 pytest tests/unit/test_golden.py` writes what comes out now; read the
+difference.
 """
 
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pointsman import abi
 from pointsman.clusterip import ClusterIPs
+from pointsman.context import Context, Policy
 from pointsman.manifests import ManifestSource
 from pointsman.maps import apply
+from pointsman.nodes import context_of
+from pointsman.optout import opted_out
 from pointsman.plan import Limits
 from pointsman.planner import Planner
-from pointsman.resolve import Context, resolve
 from pointsman.tracker import Tracker
+from pointsman.values import Backend, Frontend, endpoint_text, to_address, to_text
+from pointsman.wanted import all_refs, node_ref, resolve_ref
 from tests.support.fake import FakeDatapath
 
 CASES = sorted(path for path in (Path(__file__).parent.parent / "golden").iterdir())
+# In the order of their values.
+WORDS = {
+    "SERVICE_NODE": "this node's NodePorts",
+    "SERVICE_REMOTE_NODE": "NodePorts, at another node",
+    "SERVICE_LOOPBACK": "NodePorts, for the host itself",
+    "SERVICE_PASS": "untouched",
+    "SERVICE_THIS_NODE": "not at other nodes",
+    "SERVICE_HOST_NETNS": "for the host itself",
+    "SERVICE_GUARDED": "guarded",
+}
 
 
 def outcome(directory: Path) -> str:
     listed, found = ManifestSource(directory).read()
     tracker = Tracker(ClusterIPs(["10.96.0.0/24", "fd00:96::/112"], {}))
     tracker.fold(listed)
+    context = context_in(directory, tracker)
     problems = [*found.problems, *tracker.problems]
     wanted = {}
-    for ref, service in sorted(tracker.services.items()):
-        wanted[ref], more = resolve(service, tracker.slices(ref), Context())
-        problems += more
+    for ref in sorted(all_refs(tracker, context)):
+        if ref != node_ref(context) or context.local_addresses:
+            wanted[ref], more = resolve_ref(ref, tracker, context)
+            problems += more
     limits = Limits(256, 256, 256)
     maps = FakeDatapath(limits)
-    apply(Planner(limits).replace(wanted), maps)
+    planner = Planner(limits)
+    apply(planner.replace(wanted), maps)
+    out, more = opted_out(tracker.pods.values(), tracker.namespaces, context)
+    problems += more
     said = [str(problem).replace(f"{directory}/", "") for problem in problems]
-    return "\n".join([maps.dump(), *(f"! {line}" for line in sorted(said))]).strip() + "\n"
+    said += [f"{ref}: {why}" for ref, why in planner.unplaced.items()]
+    lines = [line(maps, frontend, *value) for frontend, value in sorted(maps.state().items())]
+    lines += [f"sockets of {to_text(address)} are left alone" for address in sorted(out)]
+    return "\n".join([*lines, *(f"! {text}" for text in sorted(said))]).strip() + "\n"
+
+
+def context_in(directory: Path, tracker: Tracker) -> Context:
+    path = directory / "context.toml"
+    given: dict[str, Any] = tomllib.loads(path.read_text()) if path.exists() else {}
+    policy = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.pop("policy", {}).items()
+    }
+    name, addresses = given.pop("node", ""), given.pop("local_addresses", ())
+    assert not given, f"{path} says what nothing reads: {given}"
+    local = frozenset(map(to_address, addresses))
+    return context_of(tracker.nodes.values(), name, local, Policy(**policy))
+
+
+def line(maps: FakeDatapath, frontend: Frontend, endpoints: tuple[Backend, ...], empty: int) -> str:
+    """10.0.0.1:30080/TCP default/web → 10.244.0.1:80 (guarded, affinity 10800 s)."""
+    element = maps.services[maps.frontends[frontend]]
+    words = [word for name, word in WORDS.items() if element.flags & abi.constants()[name]]
+    head = f"{frontend} {maps.names[element.owner]} →"
+    if frontend.wildcard and words:
+        return f"{head} {', '.join(words)}"
+    if element.affinity:
+        words.append(f"affinity {element.affinity} s")
+    what = " ".join(endpoint_text(*backend) for backend in endpoints)
+    more = f" ({', '.join(words)})" if words else ""
+    return f"{head} {what or ('refused', 'unreachable')[empty]}{more}"
 
 
 @pytest.mark.parametrize("directory", CASES, ids=lambda path: path.name)

@@ -12,9 +12,21 @@ from pointsman import abi, dump, inspect
 from pointsman.cli import show
 from pointsman.cli.resources import BY_NAME, changes
 from pointsman.pins import Sizes
-from pointsman.plan import Element, Slot
-from pointsman.values import TCP
-from tests.support.view import WEB, A, FakeView, backend, frontend, view
+from pointsman.plan import Slot
+from pointsman.values import TCP, PortName, to_address
+from tests.support.view import (
+    HOST_NETNS,
+    WEB,
+    A,
+    B,
+    FakeView,
+    backend,
+    frontend,
+    node_view,
+    view,
+)
+
+SECOND = 1_000_000_000
 
 
 def rendered(name: str, form: str = "table", of: FakeView | None = None) -> str:
@@ -31,18 +43,24 @@ def rendered(name: str, form: str = "table", of: FakeView | None = None) -> str:
             "svc",
             "table",
             """\
-NAMESPACE   NAME   CLUSTER-IP   PORT(S)   ENDPOINTS   OPEN
-default     dns    fd00::a      53/UDP    1           0
-shop        web    10.96.0.1    80/TCP    2           6""",
+NAMESPACE   NAME   TYPE        CLUSTER-IP   EXTERNAL-IP   PORT(S)   ENDPOINTS   OPEN
+default     dns    ClusterIP   fd00::a      <none>        53/UDP    1           0
+shop        web    ClusterIP   10.96.0.1    <none>        80/TCP    2           6""",
             id="services",
         ),
         pytest.param(
             "services",
             "wide",
-            """\
-NAMESPACE   NAME   CLUSTER-IP   PORT(S)   ENDPOINTS   OPEN   ALGORITHM   AFFINITY   IDS
-default     dns    fd00::a      53/UDP    1           0      random      60s        3
-shop        web    10.96.0.1    80/TCP    2           6      random      <none>     1,2""",
+            "\n".join(
+                (
+                    "NAMESPACE   NAME   TYPE        CLUSTER-IP   EXTERNAL-IP   PORT(S)   "
+                    "ENDPOINTS   OPEN   ALGORITHM   AFFINITY   IDS",
+                    "default     dns    ClusterIP   fd00::a      <none>        53/UDP    "
+                    "1           0      random      60s        3,4",
+                    "shop        web    ClusterIP   10.96.0.1    <none>        80/TCP    "
+                    "2           6      random      <none>     1,2",
+                )
+            ),
             id="services-wide",
         ),
         pytest.param(
@@ -59,10 +77,11 @@ shop        web    http      10.0.0.2:8080   2      6    3            yes""",
             "fe",
             "table",
             """\
-NAMESPACE   NAME   PORT      FRONTEND           ENDPOINTS   OPEN
-default     dns    <unset>   [fd00::a]:53/UDP   1           0
-shop        web    http      10.96.0.1:80/TCP   2           6
-shop        web    *         10.96.0.1:*        refuse      0""",
+NAMESPACE   NAME   PORT      FRONTEND           KIND        FLAGS    ENDPOINTS   OPEN
+default     dns    <unset>   [fd00::a]:53/UDP   ClusterIP   <none>   1           0
+default     dns    *         [fd00::a]:*        ClusterIP   <none>   refuse      0
+shop        web    http      10.96.0.1:80/TCP   ClusterIP   <none>   2           6
+shop        web    *         10.96.0.1:*        ClusterIP   <none>   refuse      0""",
             id="frontends",
         ),
     ],
@@ -71,10 +90,101 @@ def test_tables_look_like_kubectl_s(name: str, form: str, expected: str) -> None
     assert rendered(name, form) == expected
 
 
+def test_every_kind_of_service_is_shown_as_kubectl_does() -> None:
+    assert rendered("services", of=node_view()).splitlines() == [
+        "NAMESPACE   NAME   TYPE           CLUSTER-IP   EXTERNAL-IP   PORT(S)         ENDPOINTS   "
+        "OPEN",
+        "shop        api    LoadBalancer   10.96.0.7    203.0.113.9   80:30080/TCP    2           "
+        "6",
+        "shop        ext    NodePort       10.96.0.8    192.0.2.1     443:31443/TCP   1           "
+        "0",
+    ]
+
+
+def test_frontends_that_are_no_service_s_are_frontends_still() -> None:
+    found = [(row.frontend, row.kind, row.flags) for row in inspect.frontends(node_view())]
+    assert found == [
+        ("10.96.1.1:*", "Pass", ("pass",)),
+        ("127.0.0.1:*", "Loopback", ("loopback",)),
+        ("192.0.2.1:*", "Node", ("node",)),
+        ("192.0.2.2:*", "RemoteNode", ("remote-node",)),
+        ("0.0.0.0:30080/TCP", "NodePort", ("this-node", "guarded", "node-port")),
+        ("10.96.0.7:80/TCP", "ClusterIP", ()),
+        ("10.96.0.7:*", "ClusterIP", ()),
+        ("203.0.113.9:80/TCP", "External", ("guarded",)),
+        ("0.0.0.0:31443/TCP", "NodePort", ("node-port",)),
+        ("10.96.0.8:443/TCP", "ClusterIP", ()),
+        ("10.96.0.8:*", "ClusterIP", ()),
+        ("192.0.2.1:443/TCP", "External", ()),
+        ("0.0.0.0:8080/TCP", "HostPort", ("this-node", "node-port")),
+        ("127.0.0.1:9090/TCP", "HostPort", ("host-netns",)),
+    ]
+    empty = {row.kind for row in inspect.frontends(node_view()) if row.when_empty}
+    assert empty == {"ClusterIP"}
+
+
+def test_a_service_whose_clusterip_is_not_translated_shows_its_node_port_alone() -> None:
+    maps = FakeView(owners={1: PortName("shop", "api", "http")})
+    maps.add(frontend("0.0.0.0", 30080), 1)
+    assert rendered("services", of=maps).splitlines()[1].split() == [
+        "shop", "api", "NodePort", "<none>", "<none>", "<unknown>:30080/TCP", "0", "0"
+    ]  # fmt: skip
+
+
+def sticky() -> FakeView:
+    maps = node_view()
+    maps.remember(HOST_NETNS, 1, A, 100 * SECOND)
+    maps.remember(5000, 1, B, 30 * SECOND)
+    maps.remember(5001, 1, backend("10.0.0.9:8080"), 100 * SECOND)
+    maps.remember(5002, 9, A, 100 * SECOND)
+    return maps
+
+
+def test_affinity_shows_who_has_which_endpoint_and_for_how_long() -> None:
+    rows = inspect.affinity(sticky(), 110 * SECOND)
+    assert [
+        (r.service, r.client, r.endpoint, r.state, r.age_seconds, r.left_seconds) for r in rows
+    ] == [
+        ("", "5002", "10.0.0.1:8080", "left", 10.0, 0.0),
+        ("api", "host", "10.0.0.1:8080", "valid", 10.0, 50.0),
+        ("api", "5000", "10.0.0.2:8080", "expired", 80.0, 0.0),
+        ("api", "5001", "10.0.0.9:8080", "left", 10.0, 0.0),
+    ]  # fmt: skip
+    assert {(r.port, r.family, r.timeout_seconds) for r in rows[1:]} == {("http", "IPv4", 60)}
+
+
+def test_affinity_is_a_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic_ns", lambda: 110 * SECOND)
+    assert rendered("affinity", of=sticky()).splitlines()[1:] == [
+        "<none>      <none>   <unset>   5002     IPv4     10.0.0.1:8080   10s   <endpoint left>",
+        "shop        api      http      host     IPv4     10.0.0.1:8080   10s   50s",
+        "shop        api      http      5000     IPv4     10.0.0.2:8080   80s   <expired>",
+        "shop        api      http      5001     IPv4     10.0.0.9:8080   10s   <endpoint left>",
+    ]
+
+
+def test_an_entry_that_only_grows_older_is_no_change_to_watch() -> None:
+    before, after = (inspect.affinity(sticky(), now * SECOND) for now in (110, 120))
+    assert changes(BY_NAME["affinity"], before, after) == []
+    used = sticky()
+    used.remember(HOST_NETNS, 1, A, 119 * SECOND)
+    del used.raw["affinity"][0]
+    found = changes(BY_NAME["affinity"], before, inspect.affinity(used, 120 * SECOND))
+    assert [(change.type, change.row.client) for change in found] == [("MODIFIED", "host")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(0, ()), (1, ("node",)), (16 | 64, ("this-node", "guarded")), (256, ("unknown (256)",))],
+)
+def test_flags_are_words(flags: int, expected: tuple[str, ...]) -> None:
+    assert inspect.flag_names(flags) == expected
+
+
 def test_a_port_of_two_families_counts_its_endpoints_once() -> None:
     maps = view()
-    maps.keys[other := frontend("10.96.0.9", 80)] = 4
-    maps.elements[4] = Element(other, 1, 10, 2, 0, 0)
+    maps.add(frontend("10.96.0.9", 80), 1, 10, 2)
+    maps.add(frontend("10.96.0.9", 0, 0), 1)
     row = inspect.services(maps)[1]
     assert (row.cluster_ips, row.endpoints, row.open) == (("10.96.0.1", "10.96.0.9"), 2, 6)
 
@@ -91,8 +201,10 @@ def test_rows_for_scripts_have_stable_keys() -> None:
     assert service == {
         "namespace": "shop",
         "name": "web",
+        "type": "ClusterIP",
         "clusterIPs": ["10.96.0.1"],
-        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+        "externalIPs": [],
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": None}],
         "endpoints": 2,
         "open": 6,
         "algorithms": ["random"],
@@ -103,8 +215,12 @@ def test_rows_for_scripts_have_stable_keys() -> None:
         "namespace service port endpoint id generation current open"
     )
     assert " ".join(inspect.plain(inspect.frontends(view())[0])) == (
-        "namespace service portName frontend address port protocol endpoints open id owner "
-        "algorithm affinitySeconds firstSlot whenEmpty consistent"
+        "namespace service portName kind frontend address port protocol endpoints open id owner "
+        "algorithm affinitySeconds flags firstSlot whenEmpty consistent"
+    )
+    assert " ".join(inspect.plain(inspect.affinity(sticky(), 0)[0])) == (
+        "client netns namespace service port family endpoint state seen timeoutSeconds "
+        "ageSeconds leftSeconds"
     )
 
 
@@ -176,6 +292,7 @@ RECORD = {
             [
                 {"frontend": "10.96.0.1:*", "service": 2},
                 {"frontend": "10.96.0.1:80/TCP", "service": 1},
+                {"frontend": "[fd00::a]:*", "service": 4},
                 {"frontend": "[fd00::a]:53/UDP", "service": 3},
             ],
             id="frontends-as-people-write-them",
@@ -232,10 +349,53 @@ def test_dump(name: str, raw: list[tuple[bytes, bytes]], expected: list[dump.Row
     assert list(dump.DUMPS[name](maps)) == expected
 
 
+def test_services_are_dumped_with_flags_in_words() -> None:
+    rows = {row["frontend"]: row for row in dump.DUMPS["services"](node_view())}
+    found = rows["0.0.0.0:30080/TCP"]
+    assert (found["flags"], found["affinitySeconds"]) == (["this-node", "guarded", "node-port"], 60)
+    assert (rows["192.0.2.1:*"]["flags"], rows["192.0.2.1:*"]["whenEmpty"]) == (["node"], None)
+    assert rows["10.96.0.7:*"]["whenEmpty"] == "refuse"
+
+
+def test_the_settings_and_whom_they_leave_alone_are_dumped() -> None:
+    cidrs = (
+        (to_address("10.96.0.0"), b"\xff" * 13 + b"\xf0\0\0"),
+        (to_address("fd00:96::"), b"\xff" * 14 + b"\0\0"),
+    )
+    maps = replace(node_view(), skipped=(9, 8), cidrs=cidrs)
+    assert list(dump.DUMPS["settings"](maps)) == [
+        {
+            "hostNetns": HOST_NETNS,
+            "skipped": 2,
+            "refusedCidrs": ["10.96.0.0/12", "fd00:96::/112"],
+        }
+    ]
+    assert list(dump.DUMPS["skipped_netns"](maps)) == [{"netns": 8}, {"netns": 9}]
+    assert dump.used(maps, "skipped_netns") == 2
+    assert dump.map_row("settings", 2, 1, dump.used(maps, "settings"), 0).fill_percent is None
+
+
+def test_affinity_is_dumped_whatever_has_become_of_its_service() -> None:
+    assert list(dump.DUMPS["affinity"](sticky()))[2:] == [
+        {
+            "netns": netns,
+            "client": str(netns),
+            "owner": owner,
+            "name": name,
+            "family": 4,
+            "endpoint": endpoint,
+            "seen": 100 * SECOND,
+        }
+        for netns, owner, name, endpoint in (
+            (5001, 1, "shop/api:http", "10.0.0.9:8080"),
+            (5002, 9, "", "10.0.0.1:8080"),
+        )
+    ]
+
+
 def test_shared_sets_are_dumped_and_counted_once() -> None:
     maps = view()
-    maps.keys[other := frontend("10.96.0.9", 80)] = 4
-    maps.elements[4] = Element(other, 1, 10, 2, 0, 0)
+    maps.add(frontend("10.96.0.9", 80), 1, 10, 2)
     assert [row["slot"] for row in dump.DUMPS["slots"](maps)] == [10, 11, 20]
     assert dump.used(maps, "slots") == 3
 

@@ -809,6 +809,22 @@ class TestRestart:
         assert [obj.ref.name for obj in listed.objects] == ["web"]
         assert problems.problems
 
+    def test_objects_of_no_namespace_are_kept_as_well(self, tmp_path: Path) -> None:
+        directory, memory = tmp_path / "m", tmp_path / "memory.json"
+        directory.mkdir()
+        good = "".join(
+            f"{{apiVersion: v1, kind: {kind}, metadata: {{name: a}}}}\n---\n"
+            for kind in ("Node", "Namespace")
+        )
+        (directory / "cluster.yaml").write_text(good)
+        self._first_run(directory, memory)
+        (directory / "cluster.yaml").write_text("{ this is no YAML")
+        listed, _ = ManifestSource(directory, memory).read()
+        assert {obj.ref for obj in listed.objects} == {
+            Ref("Node", "", "a"),
+            Ref("Namespace", "", "a"),
+        }
+
     def test_what_was_deleted_meanwhile_is_gone(self, tmp_path: Path) -> None:
         directory, memory = tmp_path / "m", tmp_path / "memory.json"
         directory.mkdir()

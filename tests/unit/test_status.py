@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from pointsman import health, host
+from pointsman.cli.health import _status_lines
 from pointsman.cli.main import cli
 from pointsman.hooks import HOOKS, Link
 
@@ -75,7 +76,7 @@ def seen(pid: int | None = 42, odd: Link | None = None, **status: Any) -> health
         ),
         pytest.param(
             replace(seen(), links=tuple(Link(hook.name) for hook in HOOKS)),
-            ["all 10 hooks: not attached"],
+            [f"all {len(HOOKS)} hooks: not attached"],
             id="loaded-only",
         ),
     ],
@@ -95,17 +96,98 @@ def test_the_report_for_scripts_has_stable_keys() -> None:
         "source": "kind path listed objects balanced",
         "dns": "enabled listen upstreams clusterIPs queries forwarded",
         "counters": "refused",
+        "node": "name zone localAddresses remoteAddresses",
+        "policy": "",
+        "noLocalEndpoints": "internal external",
+        "stale": "destroyed flowsDeleted checks",
+        "optedOut": "pods namespaces waiting",
     }
     assert " ".join(found) == (
-        "healthy reasons agent datapath maps sync source dns counters problems"
+        "healthy reasons warnings agent node policy datapath maps sync source dns counters "
+        "noLocalEndpoints stale optedOut problems"
     )
     assert found["agent"]["uptimeSeconds"] == 60.0
     assert found["datapath"]["cgroup"] == {"id": 77, "path": "/cg", "configured": None}
 
 
+TOLD: dict[str, Any] = {
+    "node": {"name": "n1", "zone": "z", "localAddresses": 2, "remoteAddresses": 5},
+    "policy": {
+        "proxy_name": "",
+        "node_port_addresses": ["192.0.2.0/24"],
+        "node_port_range": [30000, 32767],
+        "localhost_node_ports": False,
+        "external_ips": "local",
+        "bind_guard": True,
+        "refused_cidrs": [],
+    },
+    "stale": {"destroyed": 3, "flowsDeleted": 4, "checks": 9},
+    "noLocalEndpoints": {"internal": 1, "external": 2},
+    "optedOut": {"pods": 1, "namespaces": 2, "waiting": 0},
+}
+
+
+def test_status_tells_the_node_and_the_policy_in_force() -> None:
+    found = health.report(seen(**TOLD))
+    assert found["node"] == TOLD["node"]
+    assert found["policy"] == {
+        "proxyName": "",
+        "nodePortAddresses": ["192.0.2.0/24"],
+        "nodePortRange": [30000, 32767],
+        "localhostNodePorts": False,
+        "externalIPs": "local",
+        "bindGuard": True,
+        "refusedCidrs": [],
+    }
+    lines = "\n".join(_status_lines(found, []))
+    for line in (
+        "  name        n1",
+        "  addresses   2, of other nodes: 5",
+        "  opted out   Pods: 1, network namespaces: 2, waiting: 0",
+        "  nodeport-addresses    192.0.2.0/24",
+        "  node-port-range       30000-32767",
+        "  localhost-nodeports   no",
+        "  refused CIDRs         <none>",
+        "  stale sockets destroyed           3",
+        "  no local endpoints  Services with internalTrafficPolicy: 1, externalTrafficPolicy: 2",
+    ):
+        assert line.split() in [each.split() for each in lines.splitlines()], lines
+
+
+def test_status_without_an_agent_that_says_so_has_no_policy() -> None:
+    lines = [line.split() for line in _status_lines(health.report(seen()), [])]
+    assert ["not", "known", "the", "agent", "has", "not", "said", "it"] in lines
+
+
+@pytest.mark.parametrize(
+    ("release", "warned"),
+    [
+        pytest.param("6.18.44-x", False, id="new"),
+        pytest.param("6.6.0", False, id="the-first-mainline-release"),
+        pytest.param("6.5.7", True, id="before-it"),
+        pytest.param("6.5.8", False, id="the-stable-release-after"),
+        pytest.param("6.1.58-1-amd64", True, id="before-the-stable-release"),
+        pytest.param("6.1.59", False, id="the-stable-release"),
+        pytest.param("5.15.0-91-generic", True, id="a-distribution-s-number-says-nothing"),
+        pytest.param("5.15.136", False, id="5.15"),
+        pytest.param("5.18", True, id="a-series-that-ended"),
+        pytest.param("unknown", False, id="no-number"),
+    ],
+)
+def test_kernels_that_overwrite_the_address_of_a_mount_are_warned_of(
+    release: str, warned: bool
+) -> None:
+    note = health.kernel_sockets_note(release)
+    assert bool(note) == warned
+    assert not warned or "Linux 6.6 or newer" in note
+    found = health.report(replace(seen(), kernel=release))
+    assert (found["healthy"], found["warnings"]) == (True, [note] if warned else [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["explain", "10.96.0.1:80", "--from", "node"], "is not one of"),
         (["get", "pods"], "is not one of: services (service, svc)"),
         (["get"], "Missing argument 'RESOURCE'"),
         (["get", "svc", "-o", "xml"], "is not one of"),

@@ -9,12 +9,26 @@ from typing import Any
 import pytest
 
 from pointsman import desired
+from pointsman.context import Context
 from pointsman.hooks import Link
 from pointsman.plan import Element, Slot
-from pointsman.resolve import Context
 from pointsman.values import Entry, PortName
 from pointsman.verify import Difference, compare, link_differences
-from tests.support.view import DNS, ENTRIES, NONE, RETIRED, WEB, A, B, FakeView, frontend, view
+from tests.support.view import (
+    DNS,
+    ENTRIES,
+    FLAGS,
+    NODE,
+    NONE,
+    PODS,
+    RETIRED,
+    WEB,
+    A,
+    B,
+    FakeView,
+    frontend,
+    view,
+)
 
 
 def empty_unreachable() -> FakeView:
@@ -62,9 +76,9 @@ def with_load(endpoint: int, generation: int) -> FakeView:
     ("maps", "entries", "expected"),
     [
         pytest.param(view(), ENTRIES, [], id="equal"),
-        pytest.param(without("keys", DNS), ENTRIES, ["frontend-missing", "name-dangling",
-                     "service-dangling"], id="a-frontend-is-missing"),
-        pytest.param(view(), ENTRIES[:2], ["frontend-extra"], id="a-frontend-nobody-wants"),
+        pytest.param(without("keys", DNS), ENTRIES, ["frontend-missing", "service-dangling"],
+                     id="a-frontend-is-missing"),
+        pytest.param(view(), ENTRIES[:3], ["frontend-extra"], id="a-frontend-nobody-wants"),
         pytest.param(view(), (replace(ENTRIES[0], endpoints=(A,)), *ENTRIES[1:]),
                      ["endpoint-extra"], id="an-endpoint-that-left"),
         pytest.param(changed(view(), count=1), ENTRIES, ["endpoint-missing"],
@@ -73,6 +87,7 @@ def with_load(endpoint: int, generation: int) -> FakeView:
                      id="another-owner"),
         pytest.param(changed(view(), algorithm=9), ENTRIES, ["algorithm"], id="algorithm"),
         pytest.param(changed(view(), affinity=9), ENTRIES, ["affinity"], id="affinity"),
+        pytest.param(changed(view(), flags=16), ENTRIES, ["flags"], id="flags"),
         pytest.param(changed(view(), frontend=DNS), ENTRIES, ["key"], id="key-copies-disagree"),
         pytest.param(empty_unreachable(), (replace(ENTRIES[0], endpoints=()), *ENTRIES[1:]),
                      ["empty"], id="the-wrong-errno-for-an-empty-set"),
@@ -83,7 +98,8 @@ def with_load(endpoint: int, generation: int) -> FakeView:
                      id="an-endpoint-twice-in-a-set"),
         pytest.param(without("slot", 11), ENTRIES, ["endpoint-missing", "set"],
                      id="a-set-beyond-the-map"),
-        pytest.param(without("owners", 2), ENTRIES, ["name-missing", "owner"], id="no-name"),
+        pytest.param(without("owners", 2), ENTRIES, ["name-missing"] * 2 + ["owner"] * 2,
+                     id="no-name"),
         pytest.param(with_name(), ENTRIES, ["name-dangling"], id="a-name-nobody-has"),
         pytest.param(with_service(), ENTRIES, ["service-dangling"], id="a-service-nobody-reaches"),
         pytest.param(view(), (Entry(WEB, NONE), *ENTRIES), [],
@@ -94,6 +110,23 @@ def test_verify_names_every_difference(
     maps: FakeView, entries: tuple[Entry, ...], expected: list[str]
 ) -> None:
     assert sorted(difference.kind for difference in compare(entries, maps)) == expected
+
+
+def test_hostports_and_nodes_are_compared_as_services_are() -> None:
+    maps = FakeView(owners={1: PODS, 2: NODE}, slot={10: Slot(B, 8, 1, 1)}, loads={8: (1, 0)})
+    entries = (
+        Entry(frontend("0.0.0.0", 8080), PODS, (B,), flags=FLAGS["SERVICE_THIS_NODE"]),
+        Entry(frontend("192.0.2.1", 0, 0), NODE, flags=FLAGS["SERVICE_NODE"]),
+        Entry(frontend("192.0.2.2", 0, 0), NODE, flags=FLAGS["SERVICE_REMOTE_NODE"]),
+    )
+    maps.add(entries[0].frontend, 1, 10, 1)
+    maps.add(entries[1].frontend, 2, flags="NODE")
+    maps.add(frontend("192.0.2.3", 0, 0), 2, flags="REMOTE_NODE")
+    assert compare(entries, maps) == [
+        Difference("flags", "0.0.0.0:8080/TCP", "flags should be this-node, is none"),
+        Difference("frontend-missing", "192.0.2.2:*", "missing, node/n1 defines it"),
+        Difference("frontend-extra", "192.0.2.3:*", "extra, held for node/n1; nothing defines it"),
+    ]
 
 
 def link(hook: str = "connect4", **values: Any) -> Link:
@@ -134,7 +167,7 @@ def test_the_desired_state_is_worked_out_as_the_agent_does(tmp_path: Path) -> No
         "dns": {"listen": ["10.0.0.9:5353"]},
     }
     tracker, problems = desired.read(desired.inputs(status))
-    entries = desired.entries(tracker, Context())
+    entries = desired.entries(tracker, Context(node_name="a"))
     assert not problems
     assert sorted((str(e.frontend), str(e.owner), len(e.endpoints)) for e in entries) == [
         ("10.96.0.10:*", "kube-system/kube-dns:dns", 0),
@@ -142,4 +175,6 @@ def test_the_desired_state_is_worked_out_as_the_agent_does(tmp_path: Path) -> No
         ("10.96.0.10:53/UDP", "kube-system/kube-dns:dns", 1),
         ("10.96.0.1:*", "default/web", 0),
         ("10.96.0.1:80/TCP", "default/web", 1),
+        ("127.0.0.1:*", "node/a", 0),
+        ("[::1]:*", "node/a", 0),
     ]

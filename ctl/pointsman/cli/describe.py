@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,15 +57,20 @@ def describe(
     except NotLoaded as error:
         missing = str(error)
     try:
-        tracker = _tracker(run_dir, manifests)
+        status = read_status(run_dir)
+        tracker = _tracker(status, manifests)
         if tracker is None and view is None:
             raise NotLoaded(missing)
         known = {(ref.namespace, ref.name) for ref in tracker.services} if tracker else set()
         services = inspect.services(view) if view else []
         known |= {(row.namespace, row.name) for row in services}
         key = _choose(known, where, service)
+        local: frozenset[str] | None = None
         if tracker and (found := tracker.services.get(Ref("Service", *key))):
-            click.echo(describing.describe(found, tracker.slices(found.ref)), nl=False)
+            slices = tracker.slices(found.ref)
+            click.echo(describing.describe(found, slices), nl=False)
+            if node := (status.get("node") or {}).get("name"):
+                local = describing.local_endpoints(slices, node)
         else:
             if tracker:
                 show.note(f"no manifest has Service {key[0]}/{key[1]}: this is what the maps know")
@@ -75,16 +81,16 @@ def describe(
             click.echo("In the kernel: nothing")
             show.note(missing)
             return
-        _describe_kernel(view, key)
+        _describe_kernel(view, key, local)
     finally:
         if view:
             view.close()
 
 
-def _tracker(run_dir: Path, manifests: Path | None) -> Tracker | None:
+def _tracker(status: dict[str, Any], manifests: Path | None) -> Tracker | None:
     """The objects, None (said on standard error) if the manifests can't be read."""
     try:
-        return desired.read(desired.inputs(read_status(run_dir), manifests))[0]
+        return desired.read(desired.inputs(status, manifests))[0]
     except NotFound as error:
         if manifests:
             raise
@@ -105,16 +111,23 @@ def _choose(known: set[tuple[str, str]], namespace: str | None, name: str) -> tu
     raise NotFound(f"no Service {where}; see 'pointsman get services'")
 
 
-def _describe_kernel(view: View, key: tuple[str, str]) -> None:
+def _describe_kernel(view: View, key: tuple[str, str], local: frozenset[str] | None) -> None:
+    """`local`: the endpoints that run on this node, None if that is not known."""
     parts = describing.describe_kernel(view, *key)
     if not parts:
         click.echo("In the kernel: nothing")
         return
+    headers: tuple[str, ...] = ("ENDPOINT", "ID", "GENERATION", "OPEN", "CURRENT")
+    if local is not None:
+        headers = (*headers, "LOCAL")
     click.echo("In the kernel:")
     for line, members in parts:
         click.echo(f"  {line}")
         if members:
-            rows = [(m.endpoint, m.id, m.generation, m.open, m.current) for m in members]
-            headers = ("ENDPOINT", "ID", "GENERATION", "OPEN", "CURRENT")
+            rows = [
+                (m.endpoint, m.id, m.generation, m.open, m.current)
+                + (() if local is None else (m.endpoint in local,))
+                for m in members
+            ]
             for text in show.table(headers, rows, indent="    "):
                 click.echo(text)

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from pointsman import desired, host, state
-from pointsman.cli import maps, options, show
+from pointsman import desired, netlink, state
+from pointsman.cli import maps, options, policies, show
+from pointsman.context import Context, Policy
 from pointsman.health import report
 from pointsman.inspect import plain
+from pointsman.nodes import context_of
 from pointsman.observe import observe, read_status
 from pointsman.pins import Pins
-from pointsman.resolve import Context
+from pointsman.tracker import Tracker
 from pointsman.verify import Difference, compare, link_differences
 
 _IN_FLIGHT = 0.2  # seconds that a sync may need to end
@@ -49,12 +52,18 @@ def status(context: click.Context, form: str, bpffs: Path, run_dir: Path) -> Non
             show.echo("healthy", "bold green")
         else:
             show.echo(f"not healthy: {'; '.join(found['reasons'])}", "bold red")
+        for warning in found["warnings"]:
+            show.note(f"warning: {warning}")
     context.exit(0 if found["healthy"] else 1)
 
 
 def _status_lines(found: dict[str, Any], cells: list[tuple[Any, ...]]) -> Iterator[str]:
     yield "Agent"
     yield from _pairs(_agent(found["agent"]))
+    yield "Node"
+    yield from _pairs(_node(found["node"], found["optedOut"]))
+    yield "Policy"
+    yield from _pairs(_policy(found["policy"]))
     yield "Data path"
     yield from _pairs(_datapath(found["datapath"]))
     yield "Maps"
@@ -67,7 +76,7 @@ def _status_lines(found: dict[str, Any], cells: list[tuple[Any, ...]]) -> Iterat
     yield "DNS"
     yield from _pairs(_dns(found["dns"]))
     yield "Counters"
-    yield from _pairs((name.replace("_", " "), value) for name, value in found["counters"].items())
+    yield from _pairs(_counters(found))
     yield from _problems(found["problems"])
 
 
@@ -89,6 +98,42 @@ def _agent(agent: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "uptime", show.duration_text(agent["uptimeSeconds"])
     elif agent["stopped"]:
         yield "stopped", agent["stopped"]
+
+
+def _node(node: dict[str, Any], opted_out: dict[str, int]) -> Iterator[tuple[str, Any]]:
+    yield "name", node["name"]
+    yield "zone", node["zone"]
+    if node["localAddresses"] is not None:
+        yield "addresses", f"{node['localAddresses']}, of other nodes: {node['remoteAddresses']}"
+    if any(opted_out.values()):
+        text = "Pods: {pods}, network namespaces: {namespaces}, waiting: {waiting}"
+        yield "opted out", text.format(**opted_out)
+
+
+def _policy(policy: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """In the words of the options of 'up'."""
+    if not policy:
+        yield "not known", "the agent has not said it"
+        return
+    yield "service-proxy-name", policy.get("proxyName")
+    yield "nodeport-addresses", policy.get("nodePortAddresses") or "all"
+    yield "node-port-range", "-".join(map(str, policy.get("nodePortRange") or ()))
+    yield "localhost-nodeports", policy.get("localhostNodePorts")
+    yield "external-ips", policy.get("externalIPs")
+    yield "bind-guard", policy.get("bindGuard")
+    yield "refused CIDRs", policy.get("refusedCidrs")
+
+
+def _counters(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield from ((name.replace("_", " "), value) for name, value in found["counters"].items())
+    stale, none = found["stale"], found["noLocalEndpoints"]
+    yield "stale sockets destroyed", stale["destroyed"]
+    yield "stale flows deleted", stale["flowsDeleted"]
+    yield (
+        "no local endpoints",
+        f"Services with internalTrafficPolicy: {none['internal']}, "
+        f"externalTrafficPolicy: {none['external']}",
+    )
 
 
 def _datapath(datapath: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -180,11 +225,12 @@ def verify(
         pointsman verify
         pointsman verify --manifests ./manifests -o json
     """
-    given = desired.inputs(read_status(run_dir), manifests, state_dir)
-    found, problems = _differences(given, bpffs)
+    seen = read_status(run_dir)
+    given = desired.inputs(seen, manifests, state_dir)
+    found, problems = _differences(given, seen, bpffs)
     if found and state.running(run_dir) is not None:
         time.sleep(_IN_FLIGHT)
-        again, problems = _differences(given, bpffs)
+        again, problems = _differences(given, seen, bpffs)
         found = [difference for difference in again if difference in found]
     if form != "table":
         value = {"equal": not found, "differences": plain(found), "problems": problems}
@@ -203,9 +249,18 @@ def verify(
     context.exit(1 if found else 0)
 
 
-def _differences(given: desired.Inputs, bpffs: Path) -> tuple[list[Difference], list[str]]:
+def _differences(
+    given: desired.Inputs, status: dict[str, Any], bpffs: Path
+) -> tuple[list[Difference], list[str]]:
     tracker, problems = desired.read(given)
-    wanted = desired.entries(tracker, Context(host.local_addresses()))
+    wanted = desired.entries(tracker, _context(tracker, status))
     with show.opened(bpffs) as view:
         found = compare(wanted, view)
     return found + link_differences(Pins(bpffs).links()), [str(problem) for problem in problems]
+
+
+def _context(tracker: Tracker, status: dict[str, Any]) -> Context:
+    """This node as it is now, with the policy that the agent ran with last."""
+    policy = msgspec.convert(status.get("policy") or {}, Policy)
+    name = (status.get("node") or {}).get("name") or policies.host_name()
+    return context_of(tracker.nodes.values(), name, netlink.local_addresses(), policy)

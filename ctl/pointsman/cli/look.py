@@ -19,7 +19,7 @@ from pointsman.values import Frontend
 
 
 @click.command()
-@names.resource("services", "endpoints", "frontends")
+@names.resource("services", "endpoints", "frontends", "affinity")
 @click.argument("name", required=False)
 @names.namespace
 @click.option("-A", "--all-namespaces", is_flag=True, help="All namespaces, as without -n.")
@@ -44,10 +44,15 @@ def get(
     interval: float,
     bpffs: Path,
 ) -> None:
-    """Show services, endpoints or frontends as the kernel's maps hold them.
+    """Show services, endpoints, frontends or affinity as the kernel's maps hold them.
 
     NAME is a Service's. OPEN counts the connections that are open now. With --watch, JSON is one
     line for each change: {"type": "ADDED|MODIFIED|DELETED", "object": {...}}.
+
+    TYPE is as far as the maps know it: a LoadBalancer without an address looks like a NodePort.
+    'frontends' also has the hostPorts of Pods (pod/NAME) and the addresses of nodes (node/NAME),
+    where NodePorts answer. 'affinity' has the endpoint that each client keeps; a client is a
+    network namespace, by its cookie.
 
     \b
     Examples:
@@ -55,13 +60,14 @@ def get(
         pointsman get svc -n kube-system -o wide
         pointsman get endpoints web-server-service -n kube-system --watch
         pointsman get frontends -o json | jq '.items[].frontend'
+        pointsman get affinity web -n shop
     """
     if all_namespaces and namespace:
         raise click.UsageError("-A and -n exclude each other")
     if name is not None:
         namespace, name = names.split(name, namespace)
     rows = _rows(bpffs, resource, namespace, name)
-    if name is not None and not rows and not watch:
+    if name is not None and not rows and not watch and not _known(bpffs, namespace, name):
         where = f" in namespace {namespace}" if namespace else ""
         raise NotFound(f"no Service {name}{where} in the maps; see 'pointsman get services'")
     if watch:
@@ -80,6 +86,13 @@ def get(
 def _rows(bpffs: Path, resource: Resource, namespace: str | None, name: str | None) -> list[Any]:
     with show.opened(bpffs) as view:
         return resource.select(view, namespace, name)
+
+
+def _known(bpffs: Path, namespace: str | None, name: str) -> bool:
+    """Whether the maps have a Service (or Pod, or node) of this name, maybe without any row."""
+    with show.opened(bpffs) as view:
+        owners = view.names().values()
+    return any(each.service == name and namespace in (None, each.namespace) for each in owners)
 
 
 def _watch(
@@ -128,23 +141,34 @@ def _destination(_context: click.Context, _param: click.Parameter, value: str) -
 
 @click.command()
 @click.argument("destination", callback=_destination, metavar="ADDRESS:PORT[/udp]")
+@click.option(
+    "--from",
+    "client",
+    type=click.Choice((explaining.HOST, explaining.ELSEWHERE)),
+    default=explaining.HOST,
+    show_default=True,
+    help="Who connects: a process in the host's network namespace, or one in a pod's.",
+)
 @show.output("table", "json", "yaml")
 @options.bpffs
 @show.reading
-def explain(destination: Frontend, form: str, bpffs: Path) -> None:
+def explain(destination: Frontend, client: str, form: str, bpffs: Path) -> None:
     """Say which endpoints a connection to an address could get, and why.
 
-    Walks the maps as the programs do on connect() and on an unconnected socket's sendmsg(). The
-    exit code is 0 whatever they answer.
+    Walks the maps as the programs do on connect() and on an unconnected socket's sendmsg(). Who
+    connects matters at loopback addresses and with session affinity. The exit code is 0 whatever
+    they answer.
 
     \b
     Examples:
         pointsman explain 10.96.0.10:80
         pointsman explain 10.96.0.10:53/udp
+        pointsman explain 192.0.2.7:30080
+        pointsman explain 127.0.0.1:30080 --from pod
         pointsman explain '[fd00::a]:443' -o json
     """
     with show.opened(bpffs) as view:
-        found = explaining.explain(view, destination)
+        found = explaining.explain(view, destination, client, time.monotonic_ns())
     if any(link.program is None or not link.cgroup for link in Pins(bpffs).links()):
         show.note("note: not every hook is attached, see 'pointsman status'")
     if form != "table":
@@ -152,6 +176,8 @@ def explain(destination: Frontend, form: str, bpffs: Path) -> None:
         return
     show.echo(f"{found.destination}: {found.result}", "bold")
     click.echo(f"  because {found.why}")
+    for text in found.notes:
+        click.echo(f"  note: {text}")
     click.echo()
     for number, step in enumerate(found.steps, 1):
         click.echo(f"{number:3}. {step}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pointsman import inspect
-from pointsman.inspect import EndpointRow, FrontendRow, Reader, ServiceRow
+from pointsman.cli.show import duration_text
+from pointsman.inspect import AffinityRow, EndpointRow, FrontendRow, Reader, ServiceRow
 
 Row = Any  # one of the rows of pointsman.inspect
 Column = tuple[str, Callable[[Row], Any]]
@@ -37,12 +39,19 @@ class Resource:
         return self.columns + self.wide if form == "wide" else self.columns
 
 
-def _service_of(row: ServiceRow | EndpointRow | FrontendRow) -> str:
+def _service_of(row: ServiceRow | EndpointRow | FrontendRow | AffinityRow) -> str:
     return row.name if isinstance(row, ServiceRow) else row.service
 
 
 def _slots(row: FrontendRow) -> str:
     return f"{row.first_slot}-{row.first_slot + row.endpoints - 1}" if row.endpoints else ""
+
+
+def _left(row: AffinityRow) -> str:
+    """What is left of the timeout, or why the next connection chooses anew."""
+    if row.state == "valid":
+        return duration_text(row.left_seconds)
+    return "<expired>" if row.state == "expired" else "<endpoint left>"
 
 
 _NAMESPACE: Column = ("NAMESPACE", lambda row: row.namespace)
@@ -57,7 +66,9 @@ RESOURCES = (
         columns=(
             _NAMESPACE,
             ("NAME", lambda row: row.name),
+            ("TYPE", lambda row: row.type),
             ("CLUSTER-IP", lambda row: row.cluster_ips),
+            ("EXTERNAL-IP", lambda row: row.external_ips),
             ("PORT(S)", lambda row: row.ports),
             ("ENDPOINTS", lambda row: row.endpoints),
             ("OPEN", lambda row: row.open),
@@ -98,6 +109,8 @@ RESOURCES = (
             ("NAME", lambda row: row.service),
             ("PORT", lambda row: "*" if row.wildcard else row.port_name or "<unset>"),
             ("FRONTEND", lambda row: row.frontend),
+            ("KIND", lambda row: row.kind),
+            ("FLAGS", lambda row: row.flags),
             ("ENDPOINTS", lambda row: row.endpoints or row.when_empty),
             ("OPEN", lambda row: row.open),
         ),
@@ -108,6 +121,27 @@ RESOURCES = (
             ("OWNER", lambda row: row.owner),
             ("SLOTS", _slots),
             ("CONSISTENT", lambda row: row.consistent),
+        ),
+    ),
+    Resource(
+        name="affinity",
+        kind="AffinityList",
+        aliases=("aff",),
+        rows=lambda reader: inspect.affinity(reader, time.monotonic_ns()),
+        key=lambda row: (row.namespace, row.service, row.port, row.family, row.netns),
+        columns=(
+            _NAMESPACE,
+            ("NAME", lambda row: row.service),
+            ("PORT", lambda row: row.port or "<unset>"),
+            ("CLIENT", lambda row: row.client),
+            ("FAMILY", lambda row: row.family),
+            ("ENDPOINT", lambda row: row.endpoint),
+            ("AGE", lambda row: duration_text(row.age_seconds)),
+            ("LEFT", _left),
+        ),
+        wide=(
+            ("TIMEOUT", lambda row: f"{row.timeout_seconds}s"),
+            ("NETNS", lambda row: row.netns),
         ),
     ),
 )

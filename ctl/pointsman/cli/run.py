@@ -10,12 +10,14 @@ from pathlib import Path
 import click
 
 from pointsman import host, state
-from pointsman.agent import Agent, Settings
-from pointsman.cli import options
+from pointsman.agent import Agent
+from pointsman.cli import options, policies
+from pointsman.context import Policy
 from pointsman.dnsupstream import upstreams_from_resolv_conf
 from pointsman.errors import PointsmanError
 from pointsman.manifests import ManifestSource
 from pointsman.pins import Pins, Sizes
+from pointsman.settings import Settings
 from pointsman.zone import Zone
 
 
@@ -74,7 +76,8 @@ def _sizes(max_services: int, max_slots: int, max_endpoints: int) -> Sizes:
     type=click.Path(path_type=Path),
     default=Path("/etc/pointsman/manifests"),
     show_default=True,
-    help="Directory of Kubernetes manifests (Service, EndpointSlice, Pod), watched for changes.",
+    help="Directory of Kubernetes manifests (Service, EndpointSlice, Pod, Node, Namespace), "
+    "watched for changes.",
 )
 @click.option(
     "--cgroup",
@@ -90,6 +93,13 @@ def _sizes(max_services: int, max_slots: int, max_endpoints: int) -> Sizes:
     show_default=True,
     callback=_cidr,
     help="Where Services without a clusterIP get one; once for each family.",
+)
+@policies.node_name
+@policies.policy
+@click.option(
+    "--end-stale-tcp",
+    is_flag=True,
+    help="End TCP connections too when their endpoint is gone, as it is done with UDP.",
 )
 @click.option(
     "--dns",
@@ -132,6 +142,9 @@ def up(
     manifests: Path,
     cgroup: Path | None,
     service_cidrs: tuple[str, ...],
+    node_name: str,
+    policy: Policy,
+    end_stale_tcp: bool,
     dns_listen: tuple[str, ...],
     dns_upstreams: tuple[str, ...],
     domain: str,
@@ -152,6 +165,8 @@ def up(
     Examples:
         pointsman up --manifests ./manifests
         pointsman up --cgroup /sys/fs/cgroup/unified/apps --dns 10.244.0.1:53
+        pointsman up --node-name worker-1 --nodeport-addresses primary
+        pointsman up --nodeport-addresses 192.0.2.0/24,2001:db8::/64 --external-ips local
     """
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
@@ -170,6 +185,9 @@ def up(
         state_dir=state_dir.absolute(),
         manifests=manifests.absolute(),
         service_cidrs=service_cidrs,
+        node_name=node_name,
+        policy=policy,
+        end_tcp=end_stale_tcp,
         domain=domain,
         dns_listen=tuple(listen),
         dns_upstreams=tuple(forward),

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Session affinity: a client keeps the endpoint that it got from a service port until it made no
+ * new connection for the service's time, or until the endpoint is no longer in the set.
+ */
+#ifndef POINTSMAN_AFFINITY_H
+#define POINTSMAN_AFFINITY_H
+
+#define NSEC_PER_SEC 1000000000ULL
+
+static __always_inline __u64 mix(__u64 x)
+{
+	x *= 0xff51afd7ed558ccdULL;
+	x ^= x >> 33;
+	x *= 0xc4ceb9fe1a85ec53ULL;
+	return x ^ x >> 33;
+}
+
+/* So that a value read while the map used its memory again for another client is not believed. */
+static __always_inline __u32 check_of(const struct affinity_key *key, const __be32 *addr, __be16 port)
+{
+	__u64 sum = key->netns ^ (__u64)key->owner << 32 ^ (__u64)port << 8 ^ key->family;
+
+	sum = mix(sum) ^ (__u64)addr[0] << 32 ^ addr[1];
+	sum = mix(sum) ^ (__u64)addr[2] << 32 ^ addr[3];
+	return mix(sum);
+}
+
+/*
+ * The endpoint of this client, if it may still have it: the entry is refreshed. *stale is when an
+ * entry that no longer holds was last used, 0 without one.
+ */
+static __always_inline struct slot *known_endpoint(struct affinity_key *key,
+						   const struct destination *to, __u64 now,
+						   __u64 *stale)
+{
+	struct affinity *entry = affinity.lookup(key), copy;
+	struct slot *slot;
+
+	*stale = 0;
+	if (!entry)
+		return NULL;
+	copy = *entry;
+	*stale = copy.seen;
+	if (copy.check != check_of(key, copy.addr, copy.port))
+		return NULL;
+	/* Signed: another CPU may have refreshed it since `now` was read. */
+	if ((__s64)(now - copy.seen) > (__s64)(to->service->affinity * NSEC_PER_SEC))
+		return NULL;
+	slot = find_member(to->set, copy.addr, copy.port);
+	if (slot)
+		*(volatile __u64 *)&entry->seen = now;
+	return slot;
+}
+
+/*
+ * The endpoint for a client of a service with affinity. Two CPUs that ask for one client at once
+ * agree: of two new entries the first stays, and a replacement follows from the entry it replaces.
+ */
+static __always_inline struct slot *pick_for_client(void *ctx, const struct destination *to,
+						    const __be32 *vip, __u32 random)
+{
+	struct affinity_key key = {};
+	struct affinity value = {};
+	struct slot *slot, *other;
+	__u64 now, stale;
+
+	key.netns = bpf_get_netns_cookie(ctx);
+	key.owner = to->service->owner;
+	key.family = is_v4(vip) ? 4 : 6;
+	now = bpf_ktime_get_ns();
+	slot = known_endpoint(&key, to, now, &stale);
+	if (slot)
+		return slot;
+	slot = pick(to->set, stale ? (__u32)mix(stale ^ key.netns) : random);
+	if (!slot)
+		return NULL;
+	value.seen = now;
+	copy_address(value.addr, slot->addr);
+	value.port = slot->port;
+	value.check = check_of(&key, value.addr, value.port);
+	if (stale) {
+		affinity.update(&key, &value);
+		return slot;
+	}
+	if (!affinity.insert(&key, &value))
+		return slot;
+	other = known_endpoint(&key, to, now, &stale);
+	if (other)
+		return other;
+	count(COUNTER_AFFINITY_FULL);
+	return slot;
+}
+
+/* One endpoint of the set that find_destination() found. */
+static __always_inline struct slot *choose(void *ctx, const struct destination *to,
+					   const __be32 *vip, __u32 random)
+{
+	if (to->service->affinity)
+		return pick_for_client(ctx, to, vip, random);
+	return pick(to->set, random);
+}
+
+#endif

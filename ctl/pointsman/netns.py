@@ -1,0 +1,132 @@
+"""The network namespaces of this machine, entered only by threads that end there."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pointsman import netlink
+from pointsman.values import Address
+
+_SO_NETNS_COOKIE = 71  # Linux 5.14
+_CLONE_NEWNET = 0x40000000
+_OWN = Path("/proc/thread-self/ns/net")
+_libc = ctypes.CDLL(None, use_errno=True)
+_INODE = re.compile(r"net:\[(\d+)\]")
+
+
+def cookie() -> int:
+    """What the kernel calls the calling thread's network namespace; never used again."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        return int(struct.unpack("=Q", one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+
+
+def inode() -> int:
+    """The calling thread's network namespace by its inode in nsfs."""
+    return _OWN.stat().st_ino
+
+
+def namespaces() -> Iterator[tuple[int, int]]:
+    """(inode, file descriptor) of every network namespace, the calling thread's first. A
+    descriptor is closed when the next one is asked for.
+
+    Found are those of processes, and those that a file keeps: /run/netns/NAME, or cni-… of a
+    container runtime, also where only the host's first process sees the mount.
+    """
+    seen: set[int] = set()
+    for number, path in _places():
+        if number in seen:
+            continue
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # ended or unmounted; another place may lead to the same namespace
+        try:
+            # A process may have changed its namespace since, a mount may hide another.
+            number = os.fstat(fd).st_ino
+            if number not in seen:
+                seen.add(number)
+                yield number, fd
+        finally:
+            os.close(fd)
+
+
+def _places() -> Iterator[tuple[int, Path]]:
+    yield inode(), _OWN
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            path = directory / "ns/net"
+            with contextlib.suppress(OSError):
+                if match := _INODE.fullmatch(str(path.readlink())):
+                    yield int(match[1]), path
+    yield from mounted(Path("/proc/self/mountinfo"), Path("/"))
+    # In a container: what the host has, if its processes are seen (hostPID).
+    yield from mounted(Path("/proc/1/mountinfo"), Path("/proc/1/root"))
+
+
+def mounted(table: Path, root: Path) -> Iterator[tuple[int, Path]]:
+    """(inode, path) of the network namespaces that are mounted on files (proc(5), mountinfo)."""
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        fields = line.split(" ")
+        match = _INODE.fullmatch(fields[3])
+        if match:
+            point = fields[4].encode().decode("unicode_escape")
+            yield int(match[1]), root / point.lstrip("/")
+
+
+def visit(work: Callable[[], bool], *, others_only: bool = False) -> list[OSError]:
+    """Calls `work` in one namespace after the other, the caller's own first, until it returns
+    True. Returns why namespaces were passed over; what `work` raises comes out.
+
+    It runs on a thread that ends with the last one: coming back could fail, and would leave the
+    thread in a foreign namespace. Sockets stay in the namespace in which they were made.
+    """
+    passed: list[OSError] = []
+    failed: list[BaseException] = []
+    own = inode()
+
+    def run() -> None:
+        try:
+            for number, fd in namespaces():
+                if number == own and others_only:
+                    continue
+                if number != own and _libc.setns(fd, _CLONE_NEWNET):
+                    error = ctypes.get_errno()
+                    passed.append(OSError(error, f"netns {number}: {os.strerror(error)}"))
+                elif work():
+                    return
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="netns", daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return passed
+
+
+def netns_of(addresses: frozenset[Address]) -> dict[Address, int]:
+    """The cookie of the namespace in which a device has that address; the caller's own does not
+    count, and neither does an address that two namespaces have."""
+    found: dict[Address, set[int]] = {}
+
+    def look() -> bool:
+        for address in netlink.addresses() & addresses:
+            found.setdefault(address, set()).add(cookie())
+        return False
+
+    if addresses:
+        visit(look, others_only=True)
+    return {address: min(cookies) for address, cookies in found.items() if len(cookies) == 1}

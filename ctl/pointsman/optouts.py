@@ -1,0 +1,53 @@
+"""Finds the network namespaces of opted-out pods by their addresses, on a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from pointsman import netns
+from pointsman.values import Address
+
+_SOON, _LATER = 1.0, 15.0  # seconds: a pod's namespace comes after its object, and may be replaced
+
+
+class OptOuts:
+    """`want` may be called from any thread, `run` is the body of its own. `found` is called there
+    with the cookies of the namespaces that have one of the wanted addresses, by address."""
+
+    def __init__(self, found: Callable[[Mapping[Address, int]], None]) -> None:
+        self._found = found
+        self._changed = threading.Condition()
+        self._wanted: frozenset[Address] = frozenset()
+        self._due = self._stopped = False
+
+    def want(self, addresses: frozenset[Address]) -> None:
+        with self._changed:
+            if addresses != self._wanted:
+                self._wanted, self._due = addresses, True
+                self._changed.notify()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Until `stop`."""
+        known: Mapping[Address, int] = {}
+        while True:
+            with self._changed:
+                if not self._due:
+                    self._changed.wait(self._pause(known))
+                if self._stopped:
+                    return
+                self._due, wanted = False, self._wanted
+            now = netns.netns_of(wanted)
+            if now != known:
+                known = now
+                self._found(now)
+
+    def _pause(self, known: Mapping[Address, int]) -> float | None:
+        if not self._wanted:
+            return None
+        return _LATER if known.keys() >= self._wanted else _SOON

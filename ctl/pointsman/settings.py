@@ -1,0 +1,30 @@
+"""How one agent runs: what `pointsman up` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pointsman.context import Policy
+from pointsman.pins import Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Paths are absolute, addresses as people write them."""
+
+    bpffs: Path = Path("/sys/fs/bpf/pointsman")
+    cgroup: Path = Path("/sys/fs/cgroup")
+    run_dir: Path = Path("/run/pointsman")
+    state_dir: Path = Path("/var/lib/pointsman")
+    manifests: Path = Path("/etc/pointsman/manifests")
+    service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
+    domain: str = "cluster.local"
+    dns_listen: tuple[tuple[str, int], ...] = ()
+    dns_upstreams: tuple[tuple[str, int], ...] = ()
+    sizes: Sizes = field(default_factory=Sizes)
+    #: Name of this node's Node object; "" if it has none.
+    node_name: str = ""
+    policy: Policy = field(default_factory=Policy)
+    #: Connections of removed endpoints are ended as well, not only UDP sockets.
+    end_tcp: bool = False

@@ -1,0 +1,150 @@
+"""The options of 'up' that make the policy: what they become, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pointsman import host
+from pointsman.cli import run
+from pointsman.cli.main import cli
+from pointsman.context import Policy
+from pointsman.settings import Settings
+
+
+class Recorder:
+    """Stands for the agent: takes the settings, and runs nothing."""
+
+    failed = ""
+    settings: Settings
+
+    def __call__(self, settings: Settings, _source: Any) -> Recorder:
+        self.settings = settings
+        return self
+
+    def run(self) -> None:
+        pass
+
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    found = Recorder()
+    monkeypatch.setattr(run, "Agent", found)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(host, "require_root", lambda: None)
+    monkeypatch.delenv("NODE_NAME", raising=False)
+    return found
+
+
+def up(*options: str, **environment: str) -> Any:
+    fixed = ["up", "--cgroup", "/cg", "--dns-upstream", "off"]
+    return CliRunner().invoke(cli, [*fixed, *options], env=environment)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param([], Policy(), id="the-defaults-are-kube-proxy-s"),
+        pytest.param(
+            ["--service-proxy-name", "mesh"], Policy(proxy_name="mesh"), id="another-proxy-s"
+        ),
+        pytest.param(
+            ["--nodeport-addresses", "192.0.2.7/24, 2001:db8::/64",
+             "--nodeport-addresses", "192.0.2.0/24"],
+            Policy(node_port_addresses=("192.0.2.0/24", "2001:db8::/64")),
+            id="cidrs-repeated-and-comma-separated",
+        ),
+        pytest.param(
+            ["--nodeport-addresses", "primary"],
+            Policy(node_port_addresses=("primary",)), id="primary",
+        ),
+        pytest.param(
+            ["--node-port-range", "20000-20100"],
+            Policy(node_port_range=(20000, 20100)), id="range",
+        ),
+        pytest.param(
+            ["--no-localhost-nodeports", "--no-bind-guard", "--external-ips", "local"],
+            Policy(localhost_node_ports=False, bind_guard=False, external_ips="local"),
+            id="switches",
+        ),
+        pytest.param(
+            ["--refuse-unused-cluster-ips"],
+            Policy(refused_cidrs=("10.96.0.0/12",)), id="unused-addresses-of-the-service-cidr",
+        ),
+        pytest.param(
+            ["--refuse-unused-cluster-ips", "--service-cidr", "10.0.0.0/16",
+             "--service-cidr", "fd00::/108"],
+            Policy(refused_cidrs=("10.0.0.0/16", "fd00::/108")), id="of-both-families",
+        ),
+    ],
+)  # fmt: skip
+def test_options_become_the_policy(agent: Recorder, options: list[str], expected: Policy) -> None:
+    done = up(*options)
+    assert done.exit_code == 0, done.output
+    assert agent.settings.policy == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [
+        pytest.param([], {}, "box-1.example", id="the-host-name-in-lower-case"),
+        pytest.param([], {"NODE_NAME": "worker-1"}, "worker-1", id="the-environment"),
+        pytest.param(["--node-name", "w2"], {"NODE_NAME": "w1"}, "w2", id="the-option-goes-first"),
+    ],
+)
+def test_the_node_s_name(
+    agent: Recorder,
+    options: list[str],
+    environment: dict[str, str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Box-1.Example")
+    assert up(*options, **environment).exit_code == 0
+    assert agent.settings.node_name == expected
+
+
+def test_tcp_connections_to_endpoints_that_left_are_ended_on_demand_only(agent: Recorder) -> None:
+    assert up().exit_code == 0 and not agent.settings.end_tcp
+    assert up("--end-stale-tcp").exit_code == 0 and agent.settings.end_tcp
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--node-name", "Worker_1"], "write the one that 'kubectl get nodes' shows"),
+        (["--node-name", ""], "is no name of a Node"),
+        (["--node-name", "a" * 254], "is no name of a Node"),
+        (["--service-proxy-name", "a b"], "is no value of a label"),
+        (["--service-proxy-name", "a" * 64], "is no value of a label"),
+        (["--nodeport-addresses", "192.0.2.7"], "is no CIDR; write e.g. 192.0.2.0/24"),
+        (["--nodeport-addresses", "192.0.2.7/33"], "write e.g. 192.0.2.0/24"),
+        (["--nodeport-addresses", "primary,10.0.0.0/8"], "'primary' stands alone"),
+        (["--node-port-range", "30000"], "write FIRST-LAST, such as 30000-32767"),
+        (["--node-port-range", "0-10"], "is no range of ports"),
+        (["--node-port-range", "200-100"], "is no range of ports"),
+        (["--node-port-range", "1-65536"], "is no range of ports"),
+        (["--external-ips", "some"], "'some' is not one of 'all', 'local', 'none'"),
+    ],
+)
+def test_a_wrong_option_is_exit_code_2_and_names_the_mend(
+    agent: Recorder, options: list[str], said: str
+) -> None:
+    done = up(*options)
+    output = " ".join(done.output.split())
+    assert (done.exit_code, said in output) == (2, True), output
+    assert not hasattr(agent, "settings")
+
+
+def test_help_says_what_is_risky_and_keeps_each_option_short() -> None:
+    text = CliRunner().invoke(cli, ["up", "--help"], terminal_width=100).output
+    assert "CVE-2020-8554" in text
+    paragraphs: list[int] = []
+    for line in text.partition("Options:")[2].splitlines():
+        if line.lstrip().startswith("-"):
+            paragraphs.append(0)
+        if paragraphs and line.strip():
+            paragraphs[-1] += 1
+    assert max(paragraphs) <= 4, text
