@@ -12,32 +12,30 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pointsman import abi, host, netlink, netns, state
 from pointsman.builtin import DnsService, dns_address
 from pointsman.clusterip import ClusterIPs
-from pointsman.context import Context
 from pointsman.dns import DnsServer
 from pointsman.events import Changed, Event, Listed, Problem, Problems
+from pointsman.leftbehind import LeftBehind
 from pointsman.maps import Maps, View, apply, take_over
 from pointsman.membership import Membership
-from pointsman.nodes import context_of, masks
+from pointsman.nodes import masks
 from pointsman.objects import Ref
-from pointsman.optout import opted_out
-from pointsman.optouts import OptOuts
 from pointsman.pins import Loaded, Pins
 from pointsman.plan import Garbage, Plan
 from pointsman.planner import Planner
-from pointsman.reaper import Found, Reaped, Reaper
+from pointsman.reaper import Found, Reaped
 from pointsman.report import Reporter
 from pointsman.settings import Settings
-from pointsman.stale import stale, stale_flows
+from pointsman.surroundings import OptedOut, Surroundings
 from pointsman.tracker import Tracker
-from pointsman.values import TCP, UDP, Address, Entry
-from pointsman.wanted import affected, resolve_ref
+from pointsman.values import Address, Entry
+from pointsman.wanted import resolve_ref
 from pointsman.zone import Zone
 
 log = logging.getLogger("pointsman.agent")
@@ -68,12 +66,7 @@ class _Addresses:
     addresses: frozenset[Address]
 
 
-@dataclass(frozen=True, slots=True)
-class _OptedOut:
-    namespaces: Mapping[Address, int]  # cookies of network namespaces, by the pod's address
-
-
-_Message = Event | _Reclaimed | _Addresses | Found | Reaped | _OptedOut
+_Message = Event | _Reclaimed | _Addresses | Found | Reaped | OptedOut
 
 
 class Agent:
@@ -87,25 +80,17 @@ class Agent:
         self._stop = threading.Event()
         self._pins = Pins(settings.bpffs, settings.sizes)
         self._reporter = Reporter(settings, source.where)
-        #: None until the node's addresses are known: a VIP among them must never be translated.
-        self._addresses: frozenset[Address] | None = None
-        self._context = Context(settings.policy, settings.node_name)
+        self._surroundings = Surroundings(settings, self._queue.put)
         self._touched: set[Ref] = set()  # not resolved yet
         self._entries: dict[Ref, tuple[Entry, ...]] = {}
         self._resolve_problems: dict[Ref, tuple[Problem, ...]] = {}
         self._source_problems: tuple[Problem, ...] = ()
-        self._node_problems: tuple[Problem, ...] = ()
         self._no_local: set[Ref] = set()  # Services whose policy leaves them without an endpoint
         self._attached = False
         self.failed = ""
         self._status_due = True
         self._status_at = 0.0
         self._totals = {"syncs": 0, "failures": 0}
-        self._stale = {"checks": 0, "destroyed": 0, "flowsDeleted": 0}
-        self._stale_problems: tuple[str, ...] = ()
-        self._opted_out: Mapping[Address, int] = {}
-        self._opt_outs_wanted: frozenset[Address] = frozenset()
-        self._opt_outs = OptOuts(lambda found: self._queue.put(_OptedOut(found)))
         self._last_sync: dict[str, Any] = {}
         self._claims: dict[str, Ref] = {}
         self.ready = threading.Event()
@@ -142,8 +127,8 @@ class Agent:
                 ("source", lambda: self._source.run(self._queue.put, self._stop)),
                 ("addresses", self._watch_addresses),
                 ("reclaim", self._reclaim),
-                ("reaper", self._reaper.run),
-                ("optouts", self._opt_outs.run),
+                ("reaper", self._left_behind.run),
+                ("optouts", self._surroundings.run),
             ):
                 thread = threading.Thread(target=self._guard(name, target), name=name, daemon=True)
                 thread.start()
@@ -152,9 +137,9 @@ class Agent:
         finally:
             self._stop.set()
             self._garbage.put(None)
-            self._opt_outs.stop()
+            self._surroundings.stop()
             if threads:
-                self._reaper.stop()
+                self._left_behind.stop()
             if dns:
                 dns.stop()
             for thread in threads:
@@ -199,12 +184,11 @@ class Agent:
         self._loaded = loaded
         self._maps = Maps(loaded.generation.maps, loaded.generation.programs)
         self._planner = self._new_planner()
-        self._reaper = Reaper(
+        self._left_behind = LeftBehind(
             loaded.generation.maps,
             self._maps.wait_for_readers,
             self._queue.put,
-            self._queue.put,
-            protocols=frozenset({UDP, TCP} if self._settings.end_tcp else {UDP}),
+            tcp=self._settings.end_tcp,
         )
 
     def _prepare_host(self) -> None:
@@ -292,7 +276,7 @@ class Agent:
         return messages
 
     def _take(self, messages: list[_Message], *, hold: bool = False) -> None:
-        retry = listed = moved = False
+        retry = listed = False
         for message in messages:
             if isinstance(message, Listed | Changed):
                 event = self._dns_service.add(message) if self._dns_service else message
@@ -302,76 +286,34 @@ class Agent:
                 self._source_problems = message.problems
                 self._status_due = True
             elif isinstance(message, _Addresses):
-                self._addresses = message.addresses
-                moved = True
+                self._surroundings.move(message.addresses)
+                self._status_due = True
             elif isinstance(message, Found):
-                self._judge(message)
+                self._left_behind.judge(message, None if hold else self._members())
             elif isinstance(message, Reaped):
-                self._take_reaped(message)
-            elif isinstance(message, _OptedOut):
-                self._opted_out = message.namespaces
-                self._maps.skip(frozenset(message.namespaces.values()))
+                self._left_behind.take(message)
+                self._status_due = True
+            elif isinstance(message, OptedOut):
+                self._surroundings.take(message)
+                self._skip()
                 self._status_due = True
             elif message.planner is self._planner:
                 self._planner.reclaim(message.garbage)
                 retry = bool(self._planner.unplaced)
-        self._look_around(moved or listed)
-        ready = self._tracker.listed and self._addresses is not None
+        self._touched |= self._surroundings.follow(self._tracker, self._touched)
+        ready = self._tracker.listed and self._surroundings.known
         if ready and not hold and (self._touched or not self._attached or listed or retry):
             touched, self._touched = self._touched, set()
             self._sync(touched)
         if self._status_due:
             self._reporter.problems(self.problems())
 
-    # -- this node ---------------------------------------------------------------------------
+    def _skip(self) -> None:
+        if (skipped := self._surroundings.skipped) is not None:
+            self._maps.skip(skipped)
 
-    def _look_around(self, moved: bool) -> None:
-        """Follows the node's addresses, labels and neighbours, and the pods that opted out."""
-        if not moved and not any(ref.kind != "Service" for ref in self._touched):
-            return
-        before, tracker, settings = self._context, self._tracker, self._settings
-        self._context = context_of(
-            tracker.nodes.values(), settings.node_name, self._addresses or (), settings.policy
-        )
-        self._touched |= affected(tracker, before, self._context)
-        wanted, self._node_problems = opted_out(
-            tracker.pods.values(), tracker.namespaces, self._context
-        )
-        self._opt_outs_wanted = wanted
-        self._opt_outs.want(wanted)
-        self._status_due = True
-
-    # -- what endpoints leave behind ---------------------------------------------------------
-
-    def _look_for_stale(self, touched: set[Ref]) -> None:
-        """After a sync: sockets of this protocol may lead to an endpoint that left with it."""
-        protocols = {"UDP", "TCP"} if self._settings.end_tcp else {"UDP"}
-        for ref in touched:
-            service = self._tracker.services.get(ref)
-            if service is None or protocols & {port.protocol for port in service.spec.ports}:
-                self._reaper.look(flows=True)
-                return
-
-    def _judge(self, found: Found) -> None:
-        self._stale["checks"] += 1
-        members = Membership(self._tracker, self._context, self._planner.owner)
-        self._reaper.destroy(
-            stale(found.records, members.present), stale_flows(found.flows, members.serving)
-        )
-
-    def _take_reaped(self, reaped: Reaped) -> None:
-        self._stale["destroyed"] += len(reaped.destroyed)
-        self._stale["flowsDeleted"] += reaped.flows
-        for problem in set(reaped.problems) - set(self._stale_problems):
-            log.warning("%s", problem)
-        self._stale_problems = reaped.problems
-        if reaped.destroyed or reaped.flows:
-            log.info(
-                "endpoints left: sockets ended=%s conntrack entries deleted=%s",
-                len(reaped.destroyed),
-                reaped.flows,
-            )
-        self._status_due = True
+    def _members(self) -> Membership:
+        return Membership(self._tracker, self._surroundings.context, self._planner.owner)
 
     # -- syncing -----------------------------------------------------------------------------
 
@@ -391,7 +333,7 @@ class Agent:
             "services": len(touched),
         }
         self._status_due = True
-        self._look_for_stale(touched)
+        self._left_behind.look_after(touched, self._tracker)
 
     def _resolve(self, touched: set[Ref]) -> dict[Ref, tuple[Entry, ...]]:
         changed: dict[Ref, tuple[Entry, ...]] = {}
@@ -401,7 +343,7 @@ class Agent:
                     self._zone.put(service, self._tracker.slices(ref))
                 else:
                     self._zone.delete(ref)
-            entries, problems = resolve_ref(ref, self._tracker, self._context)
+            entries, problems = resolve_ref(ref, self._tracker, self._surroundings.context)
             if problems:
                 self._resolve_problems[ref] = problems
             else:
@@ -429,10 +371,11 @@ class Agent:
         self._resolve(touched)
         self._planner = self._new_planner()
         self._carry_out(self._planner.replace(self._entries))
+        self._skip()
         self._last_sync.pop("error", None)
         if not self._attached:
             self._attach()
-        self._reaper.look(flows=True)
+        self._left_behind.look()
 
     def _attach(self) -> None:
         """The links, once the maps are filled: from here on sockets are translated."""
@@ -451,7 +394,7 @@ class Agent:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECT)
-        self._reaper.look(flows=True)  # what left while no agent looked
+        self._left_behind.look()  # what left while no agent looked
         self._write_status()
         self.ready.set()
 
@@ -473,7 +416,7 @@ class Agent:
 
     def problems(self) -> list[Problem]:
         """Everything an operator should mend now."""
-        found = [*self._source_problems, *self._tracker.problems, *self._node_problems]
+        found = [*self._source_problems, *self._tracker.problems, *self._surroundings.problems]
         found += [problem for each in self._resolve_problems.values() for problem in each]
         found += [
             Problem(
@@ -486,7 +429,6 @@ class Agent:
     def _write_status(self, *, stopped: bool = False) -> None:
         self._status_due = False
         self._status_at = time.monotonic()
-        context = self._context
         problems = self._reporter.problems(self.problems())
         self._reporter.write(
             self._tracker,
@@ -500,17 +442,7 @@ class Agent:
                 "attached": self._attached,
             },
             problems=[dataclasses.asdict(problem) for problem in problems],
-            node={
-                "name": context.node_name,
-                "zone": context.zone,
-                "localAddresses": len(context.local_addresses),
-                "remoteAddresses": len(context.remote_addresses),
-            },
-            stale={**self._stale, "problems": list(self._stale_problems)},
+            stale=self._left_behind.status(),
             noLocalEndpoints={"internal": len(self._no_local)},
-            optedOut={
-                "pods": len(self._opt_outs_wanted),
-                "namespaces": len(set(self._opted_out.values())),
-                "waiting": len(self._opt_outs_wanted - self._opted_out.keys()),
-            },
+            **self._surroundings.status(),
         )

@@ -18,7 +18,8 @@ class OptOuts:
     def __init__(self, found: Callable[[Mapping[Address, int]], None]) -> None:
         self._found = found
         self._changed = threading.Condition()
-        self._wanted: frozenset[Address] = frozenset()
+        #: None until something was wanted: then nothing is known, what the maps hold stays.
+        self._wanted: frozenset[Address] | None = None
         self._due = self._stopped = False
 
     def want(self, addresses: frozenset[Address]) -> None:
@@ -34,14 +35,16 @@ class OptOuts:
 
     def run(self) -> None:
         """Until `stop`."""
-        known: Mapping[Address, int] = {}
+        known: Mapping[Address, int] | None = None
         while True:
             with self._changed:
                 if not self._due:
-                    self._changed.wait(self._pause(known))
+                    self._changed.wait(self._pause(known or {}))
                 if self._stopped:
                     return
                 self._due, wanted = False, self._wanted
+            if wanted is None:
+                continue
             now = netns.netns_of(wanted)
             if now != known:
                 known = now

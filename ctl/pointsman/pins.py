@@ -324,6 +324,12 @@ class Pins:
             if first:
                 for name in changed:
                     (directory / name).unlink(missing_ok=True)
+            if error.errno == 1 and os.geteuid() == 0:
+                raise errors.NoCgroup2(
+                    f"{hook.name} on {cgroup}: {error}; another program there may allow none "
+                    "beside it ('bpftool cgroup show' says which): detach it, or choose another "
+                    "cgroup with --cgroup"
+                ) from None
             if error.errno == 1:
                 raise errors.NotRoot(f"{error}; run as root") from None
             raise errors.KernelTooOld(f"{hook.name} on {cgroup}: {error}") from None

@@ -20,10 +20,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("name", nargs="*", choices=[[], *ALL], help="default: all of them")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, wider spread")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="for connect and hook: another bpf/ directory, measured in turn with this one",
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     options = parser.parse_args()
     if lack := lacking():
         sys.exit(f"needs {lack}")
+    datapath.AGAINST = options.against
     figures = {}
     for name in options.name or ALL:
         print(f"\n== {name}: {(ALL[name].__doc__ or '').strip().splitlines()[0]}", flush=True)

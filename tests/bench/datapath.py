@@ -23,6 +23,9 @@ PORT = 7000
 ENDPOINTS = tuple((to_address(f"127.0.0.{n}"), PORT) for n in range(1, 11))
 BIG = Sizes(services=1 << 18, slots=1 << 20, endpoints=1 << 20, buckets=1 << 14, overflow=1 << 14)
 
+#: Another bpf/ directory to measure in turn with this one (--against).
+AGAINST: Path | None = None
+
 Parts = dict[str, list[float]]
 
 
@@ -61,16 +64,22 @@ class Bench:
         subprocess.run(["gcc", "-O2", "-o", str(self.program), str(source)], check=True)
         self.lab = Lab(f"pm_bench_{os.getpid()}", sizes=BIG)
         self.lab.attach()
+        self.other: Lab | None = None
+        if AGAINST:
+            self.other = Lab(f"pm_bench_{os.getpid()}_other", source=AGAINST, sizes=BIG)
+            self.other.attach()
         self.server = subprocess.Popen([str(self.program), "serve", str(PORT)])
 
     def close(self) -> None:
         self.server.kill()
         self.server.wait()
-        self.lab.close()
+        for lab in self.labs.values():
+            lab.close()
         shutil.rmtree(self.directory)
 
     def fill(self, count: int) -> None:
-        self.lab._apply(self.lab.planner.replace(services(count)))
+        for lab in self.labs.values():
+            lab._apply(lab.planner.replace(services(count)))
 
     def run(
         self, kind: str, batches: int, arms: dict[str, tuple[str, list[tuple[str, int]]]]
@@ -94,6 +103,11 @@ class Bench:
                 zip(("p50", "p99", "mean"), map(list, zip(*parts, strict=True)), strict=True)
             )
         return found
+
+    @property
+    def labs(self) -> dict[str, Lab]:
+        """What is measured, by what its figures are called."""
+        return {"": self.lab, **({" (other)": self.other} if self.other else {})}
 
     @property
     def inside(self) -> str:
@@ -138,6 +152,10 @@ def connect(quick: bool) -> Any:
             }
             if count > 1000:
                 arms["random"] = (b.inside, everywhere)
+            if b.other:
+                other = str(b.other.cgroup.path)
+                arms["one (other)"] = (other, [(vip(1), 80)])
+                arms["no service (other)"] = (other, real)
             found = b.run("tcp", _rounds(quick), arms)
             base = found["direct"]
             for name in list(arms)[1:]:
@@ -209,15 +227,21 @@ def hook(quick: bool) -> Any:
         b.fill(10_000)
         cgroup = os.open(b.inside, os.O_RDONLY)
         link = bpf.link_create(empty.fd, cgroup, 10)
-        programs = {h.name: bpf.obj_get(b.lab.loaded.generation.programs / h.name) for h in HOOKS}
+        programs = {
+            hook.name + name: bpf.obj_get(lab.loaded.generation.programs / hook.name)
+            for name, lab in b.labs.items()
+            for hook in HOOKS
+        }
         programs["empty"] = empty.fd
         try:
             stats.write_text("1")
             runs: dict[str, list[float]] = {name: [] for name in programs}
             for _ in range(5 if quick else 10):
                 start = {name: bpf.program_info(fd) for name, fd in programs.items()}
-                b.run("tcp", 200, {"service": (b.inside, [(vip(1), 80)])})
-                b.run("udp-echo", 100, {"service": (b.inside, [(vip(1), 53)])})
+                for lab in b.labs.values():
+                    inside = str(lab.cgroup.path)
+                    b.run("tcp", 200, {"service": (inside, [(vip(1), 80)])})
+                    b.run("udp-echo", 100, {"service": (inside, [(vip(1), 53)])})
                 for name, fd in programs.items():
                     end = bpf.program_info(fd)
                     count = end.run_cnt - start[name].run_cnt
@@ -230,7 +254,7 @@ def hook(quick: bool) -> Any:
             os.close(cgroup)
         floor = sorted(runs["empty"])[len(runs["empty"]) // 2]
         bars = {"connect4": "≤ 150", "sock_release": "≤ 60"}
-        for name, each in runs.items():
+        for name, each in sorted(runs.items()):
             if each and name != "empty":
                 net = [value - floor for value in each]
                 figures[name] = (sorted(net)[len(net) // 2], min(net), max(net))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,77 @@ def endpoints(name: str, *backends: tuple[str, int], protocol: str = "TCP") -> s
     )
 
 
+def manifest(kind: str, name: str, version: str = "v1", **parts: Any) -> str:
+    """Any object. Labels, annotations and namespace go to its metadata, the rest beside it."""
+    metadata: dict[str, Any] = {"name": name}
+    for key in ("labels", "annotations", "namespace"):
+        if key in parts:
+            metadata[key] = parts.pop(key)
+    return yaml.safe_dump({"apiVersion": version, "kind": kind, "metadata": metadata, **parts})
+
+
+def service_of(
+    name: str,
+    vips: Sequence[str],
+    port: int,
+    *,
+    labels: dict[str, str] | None = None,
+    status: dict[str, Any] | None = None,
+    **spec: Any,
+) -> str:
+    """A Service with one number for TCP and UDP (ports "tcp" and "udp"), for `slice_of` to fill.
+    `nodePort` and `targetPort` go to the ports, everything else to the spec."""
+    more = {key: spec.pop(key) for key in ("nodePort", "targetPort") if key in spec}
+    ports = [{"name": p.lower(), "port": port, "protocol": p, **more} for p in ("TCP", "UDP")]
+    spec = {"ports": ports, "clusterIP": vips[0], "clusterIPs": list(vips), **spec}
+    return manifest("Service", name, labels=labels or {}, spec=spec, status=status or {})
+
+
+def slice_of(
+    service: str,
+    members: Sequence[tuple[str, dict[str, Any]]],
+    port: int,
+    *,
+    name: str = "",
+    protocol: str = "",
+    family: str = "IPv4",
+) -> str:
+    """One EndpointSlice: addresses with what else is said of each endpoint. Without a protocol it
+    is one for `service_of`, else one for `service`."""
+    ports = [{"name": p.lower(), "port": port, "protocol": p} for p in ("TCP", "UDP")]
+    return manifest(
+        "EndpointSlice",
+        name or f"{service}-{family.lower()}",
+        "discovery.k8s.io/v1",
+        labels={"kubernetes.io/service-name": service},
+        addressType=family,
+        ports=[{"name": "p", "port": port, "protocol": protocol}] if protocol else ports,
+        endpoints=[{"addresses": [address], **more} for address, more in members],
+    )
+
+
+def pod_of(
+    name: str, address: str, spec: dict[str, Any] | None = None, **metadata: dict[str, str] | str
+) -> str:
+    """A ready Pod; `metadata` are labels, annotations and namespace."""
+    status = {
+        "podIP": address,
+        "phase": "Running",
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }
+    return manifest("Pod", name, **metadata, spec=spec or {}, status=status)
+
+
+def node_of(name: str, *addresses: str, zone: str = "") -> str:
+    """A Node with these InternalIPs."""
+    return manifest(
+        "Node",
+        name,
+        labels={"topology.kubernetes.io/zone": zone} if zone else {},
+        status={"addresses": [{"type": "InternalIP", "address": a} for a in addresses]},
+    )
+
+
 class AgentProcess:
     """One node: its directories, and an agent that can be started, killed and replaced."""
 
@@ -69,6 +141,9 @@ class AgentProcess:
         temporary = self.manifests / f".{name}"
         temporary.write_text(text)
         temporary.rename(self.manifests / name)
+
+    def remove(self, name: str) -> None:
+        (self.manifests / name).unlink()
 
     def start(
         self, *options: str, source: Path | None = None, wait: bool = True, dns: str = "off"

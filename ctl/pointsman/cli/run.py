@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from pointsman import host, state
+from pointsman import host, portranges, state
 from pointsman.agent import Agent
 from pointsman.cli import options, policies
 from pointsman.context import Policy
@@ -233,6 +233,8 @@ def load(max_services: int, max_slots: int, max_endpoints: int, bpffs: Path, run
 def unload(bpffs: Path, run_dir: Path) -> None:
     """Detach and unpin everything that is Pointsman's. Connections that are open stay open.
 
+    The ports that 'up' had reserved are given back, those that were reserved before stay so.
+
     \b
     Example:
         pointsman unload
@@ -241,9 +243,18 @@ def unload(bpffs: Path, run_dir: Path) -> None:
     lock = state.Lock(run_dir)
     try:
         removed = Pins(bpffs).unload() if bpffs.is_dir() else []
+        reserved = state.read_reserved(run_dir)
+        if reserved:
+            try:
+                host.release_ports(reserved)
+            except OSError as error:
+                raise PointsmanError(f"ports that are still reserved: {error}") from None
+            state.write_reserved(run_dir, ())
     finally:
         lock.release()
     for name in removed:
         click.echo(f"removed {bpffs / name}")
+    if reserved:
+        click.echo(f"ports are no longer reserved: {portranges.to_text(reserved)}")
     if not removed:
         click.echo(f"nothing is loaded under {bpffs}")

@@ -1,0 +1,96 @@
+"""This node as the rules for Services see it, followed: its addresses, its labels and neighbours,
+and the network namespaces of its pods that opted out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pointsman.context import Context
+from pointsman.events import Problem
+from pointsman.nodes import context_of
+from pointsman.objects import Ref
+from pointsman.optout import opted_out
+from pointsman.optouts import OptOuts
+from pointsman.settings import Settings
+from pointsman.tracker import Tracker
+from pointsman.values import Address
+from pointsman.wanted import affected
+
+
+@dataclass(frozen=True, slots=True)
+class OptedOut:
+    """Cookies of network namespaces, by the address of the pod that is in each."""
+
+    namespaces: Mapping[Address, int]
+
+
+class Surroundings:
+    """`put` gets an OptedOut from a thread of its own; everything else is called on the thread
+    that owns the maps."""
+
+    def __init__(self, settings: Settings, put: Callable[[OptedOut], None]) -> None:
+        self._settings = settings
+        #: None until the node's addresses are known: a VIP among them must never be translated.
+        self._addresses: frozenset[Address] | None = None
+        self._moved = False
+        self.context = Context(settings.policy, settings.node_name)
+        self.problems: tuple[Problem, ...] = ()
+        self._wanted: frozenset[Address] = frozenset()
+        self._found: Mapping[Address, int] | None = None
+        self._opt_outs = OptOuts(lambda found: put(OptedOut(found)))
+        self.run, self.stop = self._opt_outs.run, self._opt_outs.stop
+
+    @property
+    def known(self) -> bool:
+        return self._addresses is not None
+
+    @property
+    def skipped(self) -> frozenset[int] | None:
+        """The network namespaces whose sockets are left alone; None until that was found out, and
+        what an agent before found holds."""
+        return None if self._found is None else frozenset(self._found.values())
+
+    def move(self, addresses: frozenset[Address]) -> None:
+        """The node has these addresses now."""
+        self._addresses = addresses
+        self._moved = True
+
+    def take(self, found: OptedOut) -> None:
+        self._found = found.namespaces
+
+    def follow(self, tracker: Tracker, touched: set[Ref]) -> set[Ref]:
+        """To be called when objects were touched, or after `move`: what else is to be resolved
+        again."""
+        kinds = {ref.kind for ref in touched}
+        more: set[Ref] = set()
+        if self._moved or "Node" in kinds:
+            before, settings = self.context, self._settings
+            self.context = context_of(
+                tracker.nodes.values(), settings.node_name, self._addresses or (), settings.policy
+            )
+            more = affected(tracker, before, self.context)
+        if tracker.listed and (self._moved or kinds & {"Node", "Pod", "Namespace"}):
+            self._wanted, self.problems = opted_out(
+                tracker.pods.values(), tracker.namespaces, self.context
+            )
+            self._opt_outs.want(self._wanted)
+        self._moved = self._moved and not tracker.listed
+        return more
+
+    def status(self) -> dict[str, Any]:
+        context = self.context
+        return {
+            "node": {
+                "name": context.node_name,
+                "zone": context.zone,
+                "localAddresses": len(context.local_addresses),
+                "remoteAddresses": len(context.remote_addresses),
+            },
+            "optedOut": {
+                "pods": len(self._wanted),
+                "namespaces": len(self.skipped or ()),
+                "waiting": len(self._wanted - (self._found or {}).keys()),
+            },
+        }
