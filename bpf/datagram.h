@@ -15,7 +15,7 @@ static __always_inline bool still_valid(struct datagram *choice, const struct fr
 {
 	__u32 endpoint = choice->endpoint, id = choice->service;
 	struct load *load_of = load.lookup(&endpoint);
-	struct service *service;
+	struct service *service, *wildcard;
 	__be32 any[4];
 	__u64 set;
 
@@ -27,8 +27,13 @@ static __always_inline bool still_valid(struct datagram *choice, const struct fr
 		return false;
 	copy_address(any, to->addr);
 	any_address(any);
-	if (!same_address(service->key.addr, to->addr) && !same_address(service->key.addr, any))
-		return false;
+	if (!same_address(service->key.addr, to->addr)) {
+		if (!same_address(service->key.addr, any))
+			return false;
+		wildcard = find_wildcard(to->addr, &id);
+		if (!wildcard || !reaches_node_port(wildcard->flags, service))
+			return false;
+	}
 	/* Another set of the same service port may have the endpoint while this one lost it. */
 	set = *(volatile __u64 *)&service->set;
 	if (set == choice->set)
@@ -91,6 +96,26 @@ static __always_inline void remember(struct datagrams *sent, const struct fronte
 	place->set = of->set;
 	place->owner = slot->owner;
 	place->sequence = ++sent->sequence;
+}
+
+/*
+ * A send past the Services to what was an endpoint once: its answers are its own again. Of one that
+ * still is one the choice stands, for what comes from it can't be told apart.
+ */
+static __always_inline void forget(struct datagrams *sent, const struct frontend_key *peer)
+{
+#pragma unroll
+	for (int i = 0; i < DATAGRAMS_PER_SOCKET; i++) {
+		struct datagram *choice = &sent->choice[i];
+		__u32 endpoint = choice->endpoint;
+		struct load *load_of;
+
+		if (choice->peer_port != peer->port || !same_address(choice->peer, peer->addr))
+			continue;
+		load_of = load.lookup(&endpoint);
+		if (!load_of || load_of->generation != choice->generation)
+			choice->generation = choice->vip_port = 0;
+	}
 }
 
 /*

@@ -147,6 +147,14 @@ static __always_inline void any_address(__be32 *addr)
 	addr[0] = addr[1] = addr[2] = 0;
 }
 
+/* Whether an address with these flags leads to this NodePort. */
+static __always_inline bool reaches_node_port(__u8 node, const struct service *service)
+{
+	if (!(node & SERVICE_ANY_NODE))
+		return false;
+	return !(node & SERVICE_REMOTE_NODE && service->flags & SERVICE_THIS_NODE);
+}
+
 /*
  * The NodePort at an address that belongs to a node. Anything else there is none of our business:
  * nodes have ports of their own.
@@ -161,9 +169,7 @@ static __always_inline struct service *find_node_port(void *ctx, const struct fr
 		return NULL;
 	any_address(any.addr);
 	service = find_service(&any, id);
-	if (service && node & SERVICE_REMOTE_NODE && service->flags & SERVICE_THIS_NODE)
-		return NULL;
-	return service;
+	return service && reaches_node_port(node, service) ? service : NULL;
 }
 
 /*

@@ -189,8 +189,11 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct fronte
 	if (sent && recall(sent, to))
 		return TRANSLATED;
 	error = find_destination(ctx, to, &of);
-	if (error != TRANSLATED)
+	if (error != TRANSLATED) {
+		if (sent && error == NOT_A_SERVICE)
+			forget(sent, to);
 		return error;
+	}
 	slot = choose(ctx, &of, vip.addr, bpf_get_prandom_u32());
 	if (!slot)
 		return -ECONNREFUSED;

@@ -199,7 +199,7 @@ class Agent:
         except OSError as error:
             cookie = 0
             log.warning("NodePorts at 127.0.0.1 and the bind guard are off: %s", error)
-        self._maps.write_settings(cookie, masks(policy.refused_cidrs))
+        self._maps.set_host_netns(cookie)
         wanted = (policy.node_port_range,) if policy.bind_guard else ()
         try:
             state.write_reserved(run_dir, host.hold_ports(wanted, state.read_reserved(run_dir)))
@@ -276,7 +276,8 @@ class Agent:
         return messages
 
     def _take(self, messages: list[_Message], *, hold: bool = False) -> None:
-        retry = listed = False
+        retry = listed = skips = False
+        found: list[Found] = []
         for message in messages:
             if isinstance(message, Listed | Changed):
                 event = self._dns_service.add(message) if self._dns_service else message
@@ -289,24 +290,38 @@ class Agent:
                 self._surroundings.move(message.addresses)
                 self._status_due = True
             elif isinstance(message, Found):
-                self._left_behind.judge(message, None if hold else self._members())
+                found.append(message)
             elif isinstance(message, Reaped):
                 self._left_behind.take(message)
                 self._status_due = True
             elif isinstance(message, OptedOut):
                 self._surroundings.take(message)
-                self._skip()
-                self._status_due = True
+                self._status_due = skips = True
             elif message.planner is self._planner:
                 self._planner.reclaim(message.garbage)
                 retry = bool(self._planner.unplaced)
         self._touched |= self._surroundings.follow(self._tracker, self._touched)
-        ready = self._tracker.listed and self._surroundings.known
+        ready = self._ready
         if ready and not hold and (self._touched or not self._attached or listed or retry):
             touched, self._touched = self._touched, set()
             self._sync(touched)
+        if skips:
+            self._skip()
+        # Sockets are judged by what the maps say, after they say it.
+        known = ready and not hold and not self._touched
+        for each in found:
+            self._left_behind.judge(each, self._members() if known else None)
         if self._status_due:
             self._reporter.problems(self.problems())
+
+    @property
+    def _ready(self) -> bool:
+        """Whether enough is known to say what the maps should hold."""
+        return self._tracker.listed and self._surroundings.known
+
+    def _refuse_unused(self) -> None:
+        """Only now: what is in use there stands in the maps."""
+        self._maps.refuse(masks(self._settings.policy.refused_cidrs))
 
     def _skip(self) -> None:
         if (skipped := self._surroundings.skipped) is not None:
@@ -325,6 +340,7 @@ class Agent:
             self._carry_out(self._planner.update(changed))
         else:
             self._carry_out(self._planner.replace(self._entries))
+            self._refuse_unused()
             self._attach()
         self._totals["syncs"] += 1
         self._last_sync = {
@@ -367,10 +383,13 @@ class Agent:
 
     def _resync(self) -> None:
         """Starts over from what the maps hold, as after a restart."""
+        self._planner = self._new_planner()
+        if not self._ready:
+            return
         touched, self._touched = self._touched, set()
         self._resolve(touched)
-        self._planner = self._new_planner()
         self._carry_out(self._planner.replace(self._entries))
+        self._refuse_unused()
         self._skip()
         self._last_sync.pop("error", None)
         if not self._attached:

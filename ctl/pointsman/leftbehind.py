@@ -43,6 +43,8 @@ class LeftBehind:
     def look_after(self, touched: set[Ref], tracker: Tracker) -> None:
         """Asks for a look if what a sync changed may have had sockets of these protocols."""
         for ref in touched:
+            if ref.kind not in ("Service", "Pod"):
+                continue
             service = tracker.services.get(ref)
             if service is None or self._protocols & {port.protocol for port in service.spec.ports}:
                 self.look()
@@ -56,7 +58,8 @@ class LeftBehind:
             return
         self._checks += 1
         self._reaper.destroy(
-            stale(found.records, members.present), stale_flows(found.flows, members.serving)
+            stale(found.records, members.present, members.exists),
+            stale_flows(found.flows, members.serving),
         )
 
     def take(self, reaped: Reaped) -> None:

@@ -133,7 +133,7 @@ class ManifestSource:
         self._unsaved = False
         if self._memory:
             began = time.monotonic()
-            lastgood.save(self._memory, self._in_force.values())
+            lastgood.save(self._memory, self._in_force.values(), self._device or 0)
             now = time.monotonic()
             self._save_at = now + 100 * (now - began)
 
@@ -154,6 +154,16 @@ class ManifestSource:
             # An unmounted directory is not missing: what it was mounted on comes to light.
             message = "it is empty now, and on another file system than before: is it unmounted?"
             mend = "mount it again; if it is to be empty, restart the agent"
+            self._faults.append(Problem(message, mend, directory))
+            unreadable.append(directory)
+        elif (
+            not self._recalled and found.root and not found.files and self._memory
+            and lastgood.had_objects(self._memory, self._directory, not_on=found.root[0])
+        ):  # fmt: skip
+            # The same, while no agent looked: nothing is taken away for it.
+            message = "it is empty, and on another file system than when the agent last ran: "
+            message += "is it unmounted?"
+            mend = f"mount it; if it is to be empty, remove {self._memory}"
             self._faults.append(Problem(message, mend, directory))
             unreadable.append(directory)
         elif found.root:

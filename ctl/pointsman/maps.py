@@ -26,7 +26,9 @@ _read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
 _pack_name = _layouts["name"].packer("namespace", "service", "port")
 _read_name = _layouts["name"].reader("namespace", "service", "port")
 _pack_correction = _layouts["correction"].packer("endpoint", "generation")
-_pack_settings = _layouts["settings"].packer("host_netns", "skipped", "cidrs", "cidr")
+_SETTINGS = ("host_netns", "skipped", "cidrs", "cidr")
+_pack_settings = _layouts["settings"].packer(*_SETTINGS)
+_read_settings = _layouts["settings"].reader(*_SETTINGS)
 _SET = _service.field("set").offset
 _CONFIG = _service.field("owner").offset
 #: The struct of each array's elements, and the field that is read for all elements at once.
@@ -372,13 +374,17 @@ class Maps(View):
         word = _u64.unpack(_config.pack(owner, algorithm, flags, 0))[0]
         self._services.store_u64(service, _CONFIG, word)
 
-    def write_settings(self, host_netns: int, refused: Sequence[tuple[Address, Address]]) -> None:
-        """How the agent runs: the host's network namespace by its cookie, and up to MAX_CIDRS
-        pairs of address and mask whose unused addresses are refused."""
-        settings = self.settings()
-        cidrs = b"".join(address + mask for address, mask in refused)
-        value = _pack_settings(host_netns, settings["skipped"], len(refused), cidrs)
-        self.map("settings").update(_u32.pack(0), value)
+    def set_host_netns(self, cookie: int) -> None:
+        """The host's network namespace; 0 if it is not known."""
+        self._set(host_netns=cookie)
+
+    def refuse(self, cidrs: Sequence[tuple[Address, Address]]) -> None:
+        """Unused addresses of these (address, mask) pairs, MAX_CIDRS at most, are refused."""
+        if self.settings()["cidrs"] != tuple(cidrs):
+            # One after the other: a reader may see the half of a write.
+            self._set(cidrs=0)
+            self._set(cidr=b"".join(address + mask for address, mask in cidrs))
+            self._set(cidrs=len(cidrs))
 
     def skip(self, namespaces: frozenset[int]) -> None:
         """Makes these network namespaces (cookies) the ones whose sockets are left alone."""
@@ -386,12 +392,15 @@ class Maps(View):
         before = {_u64.unpack(key)[0] for key, _ in skipped.items()}
         for cookie in namespaces - before:
             skipped.update(_u64.pack(cookie), _u32.pack(1))
-        at = _layouts["settings"].field("skipped").offset
-        raw = bytearray(self.map("settings").lookup(_u32.pack(0)) or b"")
-        raw[at : at + 4] = _u32.pack(len(namespaces))
-        self.map("settings").update(_u32.pack(0), bytes(raw))
+        self._set(skipped=len(namespaces))
         for cookie in before - namespaces:
             skipped.delete(_u64.pack(cookie))
+
+    def _set(self, **fields: Any) -> None:
+        """Writes these fields of the settings; the others stay."""
+        raw = self.map("settings").lookup(_u32.pack(0)) or b""
+        values = dict(zip(_SETTINGS, _read_settings(raw), strict=True))
+        self.map("settings").update(_u32.pack(0), _pack_settings(*{**values, **fields}.values()))
 
     def switch(self, service: int, value: int) -> None:
         self._services.store_u64(service, _SET, value)

@@ -7,6 +7,7 @@ through, its messages are sent by a plain socket.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -21,6 +22,7 @@ from typing import Any
 from pointsman.stale import Flow, Record
 from pointsman.values import TCP, UDP, V4_PREFIX, Address, Backend, is_ipv4, to_address, to_text
 
+_IPVS_DEVICE = "kube-ipvs0"
 _LOOPBACK = (to_address("127.0.0.1"), to_address("::1"))
 _NETLINK_SOCK_DIAG, _NETLINK_NETFILTER = 4, 12
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300  # NLM_F_…
@@ -97,15 +99,24 @@ class _Netlink:
 
 
 def addresses() -> frozenset[Address]:
-    """The addresses assigned to devices, loopback's own as well."""
+    """The addresses assigned to devices, loopback's own as well.
+
+    Left out is what kube-proxy's IPVS mode leaves on its dummy device until `kube-proxy --cleanup`:
+    every Service's VIP.
+    """
     from pyroute2.netlink.rtnl import RTM_GETADDR
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
     found = set()
+    passed = 0
+    with contextlib.suppress(OSError):
+        passed = socket.if_nametoindex(_IPVS_DEVICE)
     with _Netlink(socket.NETLINK_ROUTE) as route:
         for data, at, _ in route.dump(ifaddrmsg(), RTM_GETADDR):
             message = ifaddrmsg(data, offset=at)
             message.decode()
+            if message["index"] == passed:
+                continue
             if text := message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"):
                 found.add(to_address(text))
     return frozenset(found)

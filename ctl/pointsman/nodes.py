@@ -147,6 +147,11 @@ def _accepts(
     return not cidrs or _within(address, cidrs)
 
 
+def in_cidrs(address: Address, cidrs: tuple[str, ...]) -> bool:
+    """Whether one of these CIDRs of its family has the address."""
+    return _within(address, _cidrs(cidrs))
+
+
 def masks(cidrs: tuple[str, ...]) -> tuple[tuple[Address, Address], ...]:
     """Address and mask of each CIDR, 16 bytes in network order; IPv4 as ::ffff:a.b.c.d."""
     return tuple(

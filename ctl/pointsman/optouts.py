@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 
 from pointsman import netns
 from pointsman.values import Address
+
+log = logging.getLogger("pointsman.agent")
 
 _SOON, _LATER = 1.0, 15.0  # seconds: a pod's namespace comes after its object, and may be replaced
 
@@ -45,7 +48,11 @@ class OptOuts:
                 self._due, wanted = False, self._wanted
             if wanted is None:
                 continue
-            now = netns.netns_of(wanted)
+            try:
+                now = netns.netns_of(wanted)
+            except OSError as error:  # too many open files, say; what was found holds
+                log.warning("opted-out pods are looked for again: %s", error)
+                continue
             if now != known:
                 known = now
                 self._found(now)

@@ -71,6 +71,7 @@ class Reaper:
         #: Stale records without a socket that is connected so: it was ended, or its program
         #: disconnected it. They stand until it is closed, and are not looked for for ever.
         self._missed: dict[Record, int] = {}
+        self._told: tuple[str, ...] = ()
 
     def look(self, *, flows: bool = False) -> None:
         """Asks for a look, after the maps were written. At most one in a second is taken."""
@@ -168,8 +169,9 @@ class Reaper:
             problems.append(f"conntrack entries of removed endpoints: {error}")
         if left:
             self.look()
-        if destroyed or deleted or problems:
-            self._reaped(Reaped(destroyed, deleted, tuple(problems)))
+        if destroyed or deleted or tuple(problems) != self._told:
+            self._told = tuple(problems)
+            self._reaped(Reaped(destroyed, deleted, self._told))
 
 
 def _refused(error: OSError) -> str:

@@ -18,6 +18,7 @@ from pointsman.context import Context
 from pointsman.endpoints import MANAGED_BY, hints_automatic
 from pointsman.events import Problem
 from pointsman.names import remote_address_fault
+from pointsman.nodes import in_cidrs
 from pointsman.objects import EndpointSlice, Service, ServicePort
 from pointsman.topology import categorize
 from pointsman.values import (
@@ -40,7 +41,7 @@ _ABI = abi.constants()
 EMPTY_REFUSE, EMPTY_UNREACHABLE = _ABI["EMPTY_REFUSE"], _ABI["EMPTY_UNREACHABLE"]
 ALGORITHM_RANDOM = _ABI["ALGORITHM_RANDOM"]
 _THIS_NODE, _GUARDED = _ABI["SERVICE_THIS_NODE"], _ABI["SERVICE_GUARDED"]
-_NODE_PORT = _ABI["SERVICE_NODE_PORT"]
+_NODE_PORT, _PASS = _ABI["SERVICE_NODE_PORT"], _ABI["SERVICE_PASS"]
 _AFFINITY = 10800  # seconds: the API server's default
 
 #: Endpoints, and what an empty set answers.
@@ -79,11 +80,24 @@ def resolve(
     `slices` are the Service's own (label kubernetes.io/service-name, same namespace).
     """
     if not is_balanced(service, context.policy.proxy_name):
-        return (), ()
+        return _passed(service, context), ()
     pieces = [piece for piece in slices if HEADLESS_LABEL not in piece.metadata.labels]
     work = _Work(service, pieces, context, affinity_seconds(service))
     work.resolve()
     return tuple(work.entries.values()), tuple(work.problems)
+
+
+def _passed(service: Service, context: Context) -> tuple[Entry, ...]:
+    """The ClusterIPs that another proxy serves: in use, where unused ones are refused."""
+    refused = context.policy.refused_cidrs
+    if not refused or not _has_addresses(service):
+        return ()
+    owner = PortName(service.metadata.namespace, service.metadata.name, "")
+    return tuple(
+        Entry(Frontend(address, 0, 0), owner, flags=_PASS)
+        for address in dict.fromkeys(cluster_addresses(service))
+        if in_cidrs(address, refused) and address not in context.local_addresses
+    )
 
 
 def local_vips(services: Iterable[Service], addresses: Set[Address]) -> list[Service]:

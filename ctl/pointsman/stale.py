@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from pointsman.values import UDP, Backend, Frontend
+from pointsman.values import UDP, Address, Backend, Frontend
 
 
 class Record(NamedTuple):
@@ -38,18 +38,25 @@ class Flow(NamedTuple):
 Endpoints = Callable[[Frontend], frozenset[Backend] | None]
 
 
-def stale(records: Iterable[Record], endpoints: Endpoints) -> list[Record]:
+def stale(
+    records: Iterable[Record], endpoints: Endpoints, exists: Callable[[Address], bool]
+) -> list[Record]:
     """The records whose peer is no endpoint any more of what they dialled.
 
-    `endpoints`: all of the Service port's, in whatever condition. Where no Service has the VIP any
-    more, every socket that came through it is stale.
+    `endpoints`: all of the Service port's, in whatever condition. Where nobody has the VIP any
+    more, those sockets are stale whose peer's address is no endpoint's or pod's at all: a Service
+    that is no NodePort now, or another proxy's, takes nothing from what is connected.
     """
     ask = _cached(endpoints)
-    return [
-        record
-        for record in records
-        if record.peer not in (ask(Frontend(*record.vip, record.protocol)) or ())
-    ]
+    found = []
+    for record in records:
+        members = ask(Frontend(*record.vip, record.protocol))
+        if members is None:
+            if not exists(record.peer[0]):
+                found.append(record)
+        elif record.peer not in members:
+            found.append(record)
+    return found
 
 
 def stale_flows(flows: Iterable[Flow], serving: Endpoints) -> list[Flow]:

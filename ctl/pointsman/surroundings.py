@@ -16,7 +16,7 @@ from pointsman.optouts import OptOuts
 from pointsman.settings import Settings
 from pointsman.tracker import Tracker
 from pointsman.values import Address
-from pointsman.wanted import affected
+from pointsman.wanted import affected, node_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Surroundings:
         #: None until the node's addresses are known: a VIP among them must never be translated.
         self._addresses: frozenset[Address] | None = None
         self._moved = False
+        self._new = True  # the node itself was never resolved
         self.context = Context(settings.policy, settings.node_name)
         self.problems: tuple[Problem, ...] = ()
         self._wanted: frozenset[Address] = frozenset()
@@ -76,6 +77,9 @@ class Surroundings:
                 tracker.pods.values(), tracker.namespaces, self.context
             )
             self._opt_outs.want(self._wanted)
+        if self._new and tracker.listed and self.known:
+            more.add(node_ref(self.context))
+            self._new = False
         self._moved = self._moved and not tracker.listed
         return more
 

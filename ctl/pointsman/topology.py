@@ -84,14 +84,16 @@ def serving(
     )
 
 
-def present(
-    slices: Iterable[EndpointSlice], family: str, port_name: str, protocol: str
-) -> frozenset[Backend]:
-    """Every endpoint there is, in whatever condition: sockets may keep what has not left."""
+def present(slices: Iterable[EndpointSlice], family: str, protocol: str) -> frozenset[Backend]:
+    """Every endpoint there is, at whatever port of this protocol and in whatever condition:
+    sockets may keep what has not left."""
     return frozenset(
-        (to_address(endpoint.addresses[0]), number)
-        for endpoints, number in _ports(slices, family, port_name, protocol)
-        for endpoint in endpoints
+        (to_address(endpoint.addresses[0]), port.port)
+        for piece in slices
+        if piece.address_type == family
+        for port in piece.ports or ()
+        if port.port and port.protocol == protocol
+        for endpoint in piece.endpoints or ()
         if endpoint.addresses
     )
 

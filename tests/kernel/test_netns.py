@@ -16,6 +16,7 @@ import pytest
 from pointsman import host, netlink, netns, portranges
 from pointsman.values import to_address
 from tests.support.kernel import run, until
+from tests.support.pods import Pod
 
 pytestmark = pytest.mark.kernel
 
@@ -179,3 +180,16 @@ def test_reserved_ports_are_not_given_to_sockets(kernel: None) -> None:
     finally:
         setting.write_text("\n")
         ranges.write_text(usual)
+
+
+def test_what_kube_proxy_in_ipvs_mode_left_is_no_address_of_this_node(kernel: None) -> None:
+    """It keeps every VIP on a device of its own, until `kube-proxy --cleanup`."""
+    with Pod() as pod:
+        pod.run(run, "ip", "link", "add", "kube-ipvs0", "type", "veth", "peer", "name", "other")
+        pod.run(run, "ip", "addr", "add", "10.96.0.1/32", "dev", "kube-ipvs0")
+        pod.run(run, "ip", "addr", "add", "10.96.0.2/32", "dev", "other")
+
+        found = pod.run(netlink.addresses)
+
+    assert to_address("10.96.0.2") in found
+    assert to_address("10.96.0.1") not in found

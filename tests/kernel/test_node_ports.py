@@ -42,7 +42,7 @@ def node_port(
 @pytest.fixture
 def node(lab: Lab) -> Iterator[Lab]:
     """A node with an address of each family, another node, and this namespace as the host's."""
-    lab.maps.write_settings(netns_cookie(), ())
+    lab.maps.set_host_netns(netns_cookie())
     lab.set(
         "node",
         address(NODE_IP, NODE),
@@ -53,7 +53,8 @@ def node(lab: Lab) -> Iterator[Lab]:
     )
     yield lab
     lab.maps.skip(frozenset())
-    lab.maps.write_settings(0, ())
+    lab.maps.set_host_netns(0)
+    lab.maps.refuse(())
 
 
 def dial(lab: Lab, host: str, port: int = PORT) -> str:
@@ -116,7 +117,7 @@ def test_node_port_from_a_pod(node: Lab, host: str, peer: str) -> None:
 
 
 def test_when_the_host_namespace_is_not_known_every_loopback_is_a_pods_own(node: Lab) -> None:
-    node.maps.write_settings(0, ())
+    node.maps.set_host_netns(0)
     node.set("web", node_port(ANY_IPV4, [BACKEND]))
 
     assert dial(node, "127.0.0.1") == ""
@@ -232,7 +233,7 @@ def test_unused_addresses_of_the_service_cidr_are_refused_if_asked(
     node.set("cache", address("10.96.0.53", PASS))
     dial(node, host)  # not asked: it passes
 
-    node.maps.write_settings(netns_cookie(), CIDRS)
+    node.maps.refuse(CIDRS)
     before = node.maps.counters()["unused_address"]
     if refused:
         with pytest.raises(ConnectionRefusedError):

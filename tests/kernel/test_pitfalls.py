@@ -23,6 +23,7 @@ import pytest
 from pointsman import errors
 from pointsman.health import kernel_sockets_note
 from pointsman.hooks import HOOKS
+from pointsman.pins import Sizes
 from pointsman.values import PortName
 from pointsman.verify import link_differences
 from tests.support.agents import AgentProcess, service, slice_of
@@ -50,6 +51,7 @@ FAMILIES = [
     pytest.param(socket.AF_INET6, VIP, "127.0.0.1", f"::ffff:{VIP}", id="IPv4-mapped"),
 ]
 Address = tuple[str, int]
+FEW = replace(SMALL, buckets=16, overflow=16)
 
 
 def datagram_socket(family: int = socket.AF_INET) -> socket.socket:
@@ -134,7 +136,7 @@ def test_pitfall_2_a_full_table_shows_no_socket_the_peer_of_another(
 ) -> None:
     """What has no room is not evicted from somebody else: such a socket sees its endpoint as it
     is, and is counted; all others see their VIP. Unconnected sockets keep their own choices."""
-    lab = fresh_lab(sizes=replace(SMALL, buckets=16, overflow=16))
+    lab = fresh_lab(sizes=FEW)
     with ExitStack() as stack:
         one, one_port = stack.enter_context(udp_server())
         two, two_port = stack.enter_context(udp_server())
@@ -198,6 +200,28 @@ def test_pitfall_4_only_what_an_endpoint_sent_seems_to_come_from_the_vip(
         assert source_of(client) == (dialled, 53)
         assert source_of(client) == (seen_server, stranger_port)
         assert source_of(other) == (seen_server, port)
+
+
+@pytest.mark.parametrize(("family", "vip", "server_address", "dialled"), FAMILIES)
+def test_pitfall_4_what_was_an_endpoint_answers_as_itself(
+    lab: Lab, family: int, vip: str, server_address: str, dialled: str
+) -> None:
+    """A Service that is gone gives its VIP to nobody's answers; to one that was asked for while it
+    was there it does, though it comes late."""
+    seen_server = dialled.replace(vip, server_address)
+    with udp_server(server_address) as (server, port), datagram_socket(family) as client:
+        lab.serve(vip, 53, UDP, (server_address, port))
+        client.sendto(b"x", (dialled, 53))
+        lab.set("web")
+        answer(server)
+        assert source_of(client) == (dialled, 53)
+        client.sendto(b"x", (seen_server, port))
+        answer(server)
+        assert source_of(client) == (seen_server, port)
+        lab.serve(vip, 53, UDP, (server_address, port))
+        client.sendto(b"x", (dialled, 53))
+        answer(server)
+        assert source_of(client) == (dialled, 53)
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"])
@@ -441,6 +465,11 @@ def attached(cgroup: int, attach_type: int = _CONNECT4) -> list[int]:
     return list(ids)[:count]
 
 
+def ours_on(cgroup: int) -> list[str]:
+    """The hooks on it apart from connect4, where somebody else's program is."""
+    return [h.name for h in HOOKS if h.name != "connect4" and attached(cgroup, h.attach_type)]
+
+
 def outcome(address: Address) -> int:
     with socket.socket() as client:
         return client.connect_ex(address)
@@ -467,10 +496,10 @@ def test_pitfall_9_programs_of_others_stay_and_run(kernel: None, first: str) -> 
             lab.maps.close()
             del lab.maps
             lab.pins.unload()
-            assert outcome((VIP, 80)) == errno.ENETUNREACH
+            until(lambda: outcome((VIP, 80)) == errno.ENETUNREACH, "the end of ours")
             assert outcome(("127.0.0.1", _REFUSED_PORT)) == errno.EPERM
         assert attached(cgroup) == [their_id]
-        assert not any(attached(cgroup, hook.attach_type) for hook in HOOKS if hook.name[-1] != "4")
+        until(lambda: not ours_on(cgroup), "the end of all of ours")
     finally:
         os.close(theirs)
         os.close(cgroup)
@@ -487,7 +516,7 @@ def test_pitfall_9_a_program_that_tolerates_no_other_is_left_alone(kernel: None)
         with pytest.raises(errors.NoCgroup2, match=r"connect4 on .*another program"):
             lab.attach()
         assert attached(cgroup) == [their_id]
-        assert not any(attached(cgroup, h.attach_type) for h in HOOKS if h.name != "connect4")
+        until(lambda: not ours_on(cgroup), "the end of what was attached before it")
         assert not any(link.program for link in lab.pins.links())
     finally:
         os.close(theirs)
@@ -623,3 +652,50 @@ def real_peer(client: socket.socket) -> Address:
             address, port = fields[2].split(":")
             return socket.inet_ntoa(struct.pack("=I", int(address, 16))), int(port, 16)
     raise LookupError(f"no UDP socket {inode}")
+
+
+# -- each rule taken out ---------------------------------------------------------------------------
+
+
+def _pitfall_2(lab: Lab) -> None:
+    def made(sizes: Sizes) -> Lab:
+        assert lab.pins.sizes == sizes
+        return lab
+
+    test_pitfall_2_a_full_table_shows_no_socket_the_peer_of_another(made)
+
+
+def _pitfall_7(lab: Lab) -> None:
+    arguments = (socket.AF_INET, VIP, "127.0.0.1", VIP, "refused", errno.ECONNREFUSED)
+    test_pitfall_7_errno_for_no_backend(lab, *arguments, "connect-tcp")
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        pytest.param(
+            ("record.h", "if (more->place[i].cookie == cookie) {", "if (more->place[i].cookie) {"),
+            _pitfall_2,
+            id="2-a-record-is-its-sockets-own",
+        ),
+        pytest.param(
+            ("datagram.h", "choice->peer_port != from->port ||\n", "0 ||\n"),
+            lambda lab: test_pitfall_4_only_what_an_endpoint_sent_seems_to_come_from_the_vip(
+                lab, socket.AF_INET, VIP, "127.0.0.1", VIP
+            ),
+            id="4-the-port-of-a-peer-counts",
+        ),
+        pytest.param(
+            ("sock.c", "\tbpf_set_retval(error);\n", ""), _pitfall_7, id="7-an-errno-of-our-own"
+        ),
+    ],
+)
+def test_without_the_rule_its_pitfall_is_back(
+    change: tuple[str, str, str],
+    check: Callable[[Lab], None],
+    fresh_lab: Callable[..., Lab],
+    changed_source: Callable[..., Path],
+) -> None:
+    lab = fresh_lab(source=changed_source(change), sizes=FEW)
+    with pytest.raises((AssertionError, OSError)):
+        check(lab)

@@ -41,6 +41,11 @@ FAMILIES = [
 ]
 
 
+def nowhere(_: bytes) -> bool:
+    """No pod and no endpoint has the address any more."""
+    return False
+
+
 def endpoints(lab: Lab) -> Endpoints:
     """What the lab's Services have."""
     found = {e.frontend: frozenset(e.endpoints) for entries in lab.wanted.values() for e in entries}
@@ -64,7 +69,7 @@ def end(
 
 def reap(lab: Lab, protocols: Collection[int] = (UDP,)) -> list[Record]:
     """One pass over everything, as an agent does it after a sync."""
-    return end(lab, stale(records(lab, protocols), endpoints(lab)))
+    return end(lab, stale(records(lab, protocols), endpoints(lab), nowhere))
 
 
 @contextmanager
@@ -282,7 +287,7 @@ def test_a_socket_that_connected_again_meanwhile_is_spared(
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect((VIP, 53))
         lab.serve(VIP, 53, UDP, ("127.0.0.1", 10))
-        doomed = stale(records(lab), endpoints(lab))
+        doomed = stale(records(lab), endpoints(lab), nowhere)
         assert len(doomed) == 1
         client.connect(again)
         assert end(lab, doomed) == []
@@ -296,7 +301,7 @@ def test_without_a_last_look_at_the_record_an_innocent_socket_is_ended(lab: Lab)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect((VIP, 53))
         lab.serve(VIP, 53, UDP, ("127.0.0.1", 10))
-        doomed = stale(records(lab), endpoints(lab))
+        doomed = stale(records(lab), endpoints(lab), nowhere)
         client.connect(("10.96.0.2", 53))
         assert end(lab, doomed, still=lambda _: True) == doomed
 
@@ -311,7 +316,7 @@ def test_a_socket_that_disconnected_is_spared(lab: Lab) -> None:
         client.connect((VIP, 53))
         disconnect(client)
         lab.serve(VIP, 53, UDP, ("127.0.0.1", 10))
-        assert len(stale(records(lab), endpoints(lab))) == 1
+        assert len(stale(records(lab), endpoints(lab), nowhere)) == 1
         assert reap(lab) == []
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         client.sendto(b"on", ("127.0.0.1", port))
@@ -329,7 +334,7 @@ def test_a_socket_that_closed_meanwhile_is_no_error(lab: Lab) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect((VIP, 53))
         lab.set("web")
-        doomed = stale(records(lab), endpoints(lab))
+        doomed = stale(records(lab), endpoints(lab), nowhere)
     assert end(lab, doomed) == []
 
 
@@ -355,7 +360,7 @@ class Ends:
 
     def _found(self, found: Found) -> None:
         self.looks.append(found)
-        self.reaper.destroy(stale(found.records, endpoints(self.lab)))
+        self.reaper.destroy(stale(found.records, endpoints(self.lab), nowhere))
 
     def close(self) -> None:
         self.reaper.stop()

@@ -102,9 +102,7 @@ def slice_of(
     )
 
 
-def pod_of(
-    name: str, address: str, spec: dict[str, Any] | None = None, **metadata: dict[str, str] | str
-) -> str:
+def pod_of(name: str, address: str, spec: dict[str, Any] | None = None, **metadata: Any) -> str:
     """A ready Pod; `metadata` are labels, annotations and namespace."""
     status = {
         "podIP": address,

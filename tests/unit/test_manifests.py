@@ -825,6 +825,29 @@ class TestRestart:
             Ref("Namespace", "", "a"),
         }
 
+    def test_an_unmounted_directory_takes_nothing_away(self, tmp_path: Path) -> None:
+        """What it was mounted on comes to light, empty: while no agent looked, too."""
+        directory, memory = tmp_path / "m", tmp_path / "memory.json"
+        directory.mkdir()
+        (directory / "web.yaml").write_text(self.GOOD)
+        self._first_run(directory, memory)
+        (directory / "web.yaml").unlink()
+        saved = json.loads(memory.read_text())
+        assert saved["device"] == directory.stat().st_dev
+        memory.write_text(json.dumps({**saved, "device": saved["device"] + 1}))
+
+        got: list[Event] = []
+        stop = threading.Event()
+
+        def put(event: Event) -> None:
+            got.append(event)
+            stop.set()
+
+        ManifestSource(directory, memory, quiet=0.01).run(put, stop)
+        assert not [event for event in got if isinstance(event, Listed)]
+        [problem] = [p for e in got if isinstance(e, Problems) for p in e.problems]
+        assert "unmounted" in problem.message and str(memory) in problem.mend
+
     def test_what_was_deleted_meanwhile_is_gone(self, tmp_path: Path) -> None:
         directory, memory = tmp_path / "m", tmp_path / "memory.json"
         directory.mkdir()

@@ -46,7 +46,14 @@ def endpoints(**backends: frozenset[Backend]) -> dict[Frontend, frozenset[Backen
 def test_a_record_is_stale_without_its_endpoint(
     record: Record, services: dict[str, frozenset[Backend]], expected: bool
 ) -> None:
-    assert stale([record], endpoints(**services).get) == ([record] if expected else [])
+    found = stale([record], endpoints(**services).get, lambda _: False)
+    assert found == ([record] if expected else [])
+
+
+def test_what_nobody_has_any_more_is_stale_only_without_its_endpoint() -> None:
+    """A Service that is no NodePort now takes nothing from what is connected by it."""
+    left, there = Record(1, UDP, OTHER, ONE), Record(2, UDP, OTHER, TWO)
+    assert stale([left, there], endpoints().get, lambda address: address == TWO[0]) == [left]
 
 
 def test_each_frontend_is_asked_about_once() -> None:
@@ -55,7 +62,7 @@ def test_each_frontend_is_asked_about_once() -> None:
     def ask(frontend: Frontend) -> None:
         asked.append(frontend)
 
-    stale([Record(cookie, UDP, DNS, ONE) for cookie in range(5)], ask)
+    stale([Record(cookie, UDP, DNS, ONE) for cookie in range(5)], ask, lambda _: False)
     assert asked == [Frontend(*DNS, UDP)]
 
 
