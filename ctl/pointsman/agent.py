@@ -123,6 +123,7 @@ class Agent:
             log.info("loaded generation=%s compiled=%s", loaded.generation.name, loaded.compiled)
             self._open(loaded)
             self._prepare_host()
+            netlink.load()
             for name, target in (
                 ("source", lambda: self._source.run(self._queue.put, self._stop)),
                 ("addresses", self._watch_addresses),

@@ -95,6 +95,15 @@ class _Netlink:
             pass
 
 
+def load() -> None:
+    """Imports pyroute2. To be called before threads that use it start: its modules import each
+    other, and two threads that meet in there end with a deadlock error."""
+    import pyroute2
+    import pyroute2.netlink.diag
+    import pyroute2.netlink.nfnetlink.nfctsocket
+    import pyroute2.netlink.rtnl.ifaddrmsg  # noqa: F401
+
+
 # -- addresses -----------------------------------------------------------------------------------
 
 

@@ -42,3 +42,16 @@ def test_a_vip_that_a_device_of_this_node_has_is_not_translated(node: AgentProce
             until(lambda: outcome(("10.96.0.1", 80)) == errno.ECONNREFUSED, "the device's again")
         finally:
             run("ip", "addr", "del", "10.96.0.1/32", "dev", "lo")
+
+
+def test_opted_out_pods_and_addresses_are_both_looked_for_at_the_start(node: AgentProcess) -> None:
+    """Two threads that need netlink at once: neither may find a half-imported library."""
+    node.write(
+        "pod.yaml",
+        "{apiVersion: v1, kind: Pod, metadata: {name: a, annotations: "
+        "{pointsman.io/socket-lb: disabled}}, status: {podIP: 10.244.9.9}}",
+    )
+    for _ in range(3):
+        node.start()
+        assert node.status()["failed"] == ""
+        node.stop()

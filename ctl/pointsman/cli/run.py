@@ -243,18 +243,25 @@ def unload(bpffs: Path, run_dir: Path) -> None:
     lock = state.Lock(run_dir)
     try:
         removed = Pins(bpffs).unload() if bpffs.is_dir() else []
-        reserved = state.read_reserved(run_dir)
+        reserved, released = state.read_reserved(run_dir), False
         if reserved:
             try:
-                host.release_ports(reserved)
+                released = host.release_ports(reserved)
             except OSError as error:
                 raise PointsmanError(f"ports that are still reserved: {error}") from None
-            state.write_reserved(run_dir, ())
+            if released:
+                state.write_reserved(run_dir, ())
     finally:
         lock.release()
     for name in removed:
         click.echo(f"removed {bpffs / name}")
-    if reserved:
+    if released:
         click.echo(f"ports are no longer reserved: {portranges.to_text(reserved)}")
+    elif reserved:
+        click.echo(
+            f"ports {portranges.to_text(reserved)} are not reserved in this network namespace; "
+            "run this in the host's to give them back there",
+            err=True,
+        )
     if not removed:
         click.echo(f"nothing is loaded under {bpffs}")

@@ -1,0 +1,144 @@
+"""The order in which the agent does what came in together, and what a failure leaves for later."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pointsman import agent as agent_module
+from pointsman.agent import Agent
+from pointsman.events import Changed, Event
+from pointsman.leftbehind import LeftBehind
+from pointsman.manifests import ManifestSource
+from pointsman.maps import Maps
+from pointsman.membership import Membership
+from pointsman.objects import ObjectMeta, Ref, Service, ServicePort, ServiceSpec
+from pointsman.reaper import Found
+from pointsman.surroundings import OptedOut
+from pointsman.values import TCP, Frontend, to_address
+from tests.kernel.test_failed_sync import settings_of
+from tests.support.agents import AgentProcess, service
+from tests.support.kernel import until
+
+pytestmark = pytest.mark.kernel
+
+OTHER = Service(
+    metadata=ObjectMeta(name="other"),
+    spec=ServiceSpec(
+        cluster_ip="10.96.0.2", cluster_ips=("10.96.0.2",), ports=(ServicePort(port=80),)
+    ),
+)
+CLAIMED = Frontend(to_address("10.96.0.2"), 80, TCP)
+
+
+@contextmanager
+def running(agent: Agent) -> Iterator[Agent]:
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    try:
+        yield agent
+    finally:
+        agent.stop()
+        thread.join()
+
+
+def together(agent: Agent, *messages: Any) -> Callable[[], list[Any]]:
+    """In the place of `_next`: these messages in one batch, then whatever comes."""
+    real, waiting = agent._next, [list(messages)]
+
+    def following() -> list[Any]:
+        return waiting.pop() if waiting else real()
+
+    return following
+
+
+def test_pitfall_1_sockets_are_judged_after_the_maps_were_written(
+    node: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, they would be judged by what was, ended, and come back to the same endpoint."""
+    node.write("web.yaml", service("web", "10.96.0.1"))
+    done: list[str] = []
+    apply, judge = agent_module.apply, LeftBehind.judge
+
+    def applied(*arguments: Any) -> None:
+        apply(*arguments)
+        done.append("maps")
+
+    def judged(self: LeftBehind, found: Found, members: Membership | None) -> None:
+        judge(self, found, members)
+        if members:
+            done.append("sockets")
+
+    with running(Agent(settings_of(node), ManifestSource(node.manifests))) as agent:
+        until(agent.ready.is_set, "an attached agent")
+        monkeypatch.setattr(agent_module, "apply", applied)
+        monkeypatch.setattr(LeftBehind, "judge", judged)
+        agent._next = together(agent, Found([], []), Changed((OTHER,), ()))  # type: ignore[method-assign]
+        until(lambda: len(done) >= 2, "both")
+        assert done[:2] == ["maps", "sockets"]
+
+
+def test_what_came_with_something_that_fails_is_not_lost(
+    node: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.write("web.yaml", service("web", "10.96.0.1"))
+    skip, failed = Maps.skip, threading.Event()
+
+    def failing(self: Maps, namespaces: frozenset[int]) -> None:
+        if 4711 in namespaces and not failed.is_set():
+            failed.set()
+            raise OSError(errno.E2BIG, "injected")
+        skip(self, namespaces)
+
+    monkeypatch.setattr(Maps, "skip", failing)
+    with running(Agent(settings_of(node), ManifestSource(node.manifests))) as agent:
+        until(agent.ready.is_set, "an attached agent")
+        found = OptedOut({to_address("10.244.0.9"): 4711})
+        agent._next = together(agent, found, Changed((OTHER,), ()))  # type: ignore[method-assign]
+        until(lambda: agent._maps.settings()["skipped"] == 1, "the second try")
+        assert failed.is_set()
+        assert agent._maps.find(CLAIMED)
+
+
+class Slow:
+    """A source that lists nothing for as long as it is held."""
+
+    def __init__(self) -> None:
+        self.held = threading.Event()
+
+    def run(self, put: Callable[[Event], None], stop: threading.Event) -> None:
+        stop.wait()
+
+    def where(self, ref: Ref) -> str:
+        return ""
+
+
+def test_a_failure_before_anything_is_listed_takes_nothing_away(
+    node: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starting over from what is known would be starting over from nothing."""
+    node.write("web.yaml", service("web", "10.96.0.2"))
+    node.start()
+    node.kill()
+    failed = threading.Event()
+
+    def failing(self: Maps, namespaces: frozenset[int]) -> None:
+        failed.set()
+        raise OSError(errno.ENOMEM, "injected")
+
+    monkeypatch.setattr(Maps, "skip", failing)
+    again = threading.Event()
+    with running(Agent(settings_of(node), Slow())) as agent:
+        until(lambda: hasattr(agent, "_left_behind"), "the maps")
+        planner = agent._planner
+        agent._queue.put(OptedOut({to_address("10.244.0.9"): 4711}))
+        until(failed.is_set, "the failure")
+        until(lambda: agent._planner is not planner, "the recovery")
+        again.wait(0.2)
+        assert not agent.ready.is_set()
+        assert agent._maps.find(CLAIMED), "the Service went"
