@@ -153,7 +153,8 @@ class ManifestSource:
         if moved and self._files and not found.files:
             # An unmounted directory is not missing: what it was mounted on comes to light.
             message = "it is empty now, and on another file system than before: is it unmounted?"
-            mend = "mount it again; if it is to be empty, restart the agent"
+            mend = "mount it again; if it is to be empty, "
+            mend += f"remove {self._memory} and restart the agent"
             self._faults.append(Problem(message, mend, directory))
             unreadable.append(directory)
         elif (
