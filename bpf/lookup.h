@@ -97,6 +97,46 @@ static __always_inline bool is_skipped(void *ctx)
 	return skipped_netns.lookup(&netns) != NULL;
 }
 
+/*
+ * The address that stands for others: all of 127.0.0.0/8 is one, and to dial 0.0.0.0 or :: is to
+ * dial the loopback.
+ */
+static __always_inline void fold(__be32 *addr)
+{
+	if (is_v4(addr)) {
+		if ((addr[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || !addr[3])
+			addr[3] = bpf_htonl(0x7f000001);
+	} else if (!(addr[0] | addr[1] | addr[2] | addr[3])) {
+		addr[3] = bpf_htonl(1);
+	}
+}
+
+/* The bit of a folded address, as bit_of() in ctl/pointsman/marks.py. */
+static __always_inline __u64 mark_of(const __be32 *addr)
+{
+	__u64 x = ((__u64)addr[0] << 32 | addr[1]) * 0x9e3779b97f4a7c15ULL;
+
+	x = (x ^ x >> 32) + ((__u64)addr[2] << 32 | addr[3]);
+	x *= 0xc2b2ae3d27d4eb4fULL;
+	return x ^ x >> 32;
+}
+
+/* False for an address that has no frontend. Nearly all connections that are none of ours end
+ * here: one bit is read instead of two keys sought in a hash. */
+static __always_inline bool is_marked(const __be32 *addr)
+{
+	__be32 folded[4];
+	__u64 bit, *word;
+	__u32 index;
+
+	copy_address(folded, addr);
+	fold(folded);
+	bit = mark_of(folded);
+	index = bit >> 6 & (MAX_MARKS - 1);
+	word = marks.lookup(&index);
+	return word && *(volatile __u64 *)word >> (bit & 63) & 1;
+}
+
 static __always_inline bool in_cidr(const struct cidr *cidr, const __be32 *addr)
 {
 	return !(((addr[0] & cidr->mask[0]) ^ cidr->addr[0]) |
@@ -120,21 +160,13 @@ static __always_inline bool is_unused(const __be32 *addr)
 	return false;
 }
 
-/*
- * What an address is to us as a whole. All of 127.0.0.0/8 is one, and to dial 0.0.0.0 or :: is to
- * dial the loopback.
- */
+/* What an address is to us as a whole. */
 static __always_inline struct service *find_wildcard(const __be32 *addr, __u32 *id)
 {
 	struct frontend_key key = {};
 
 	copy_address(key.addr, addr);
-	if (is_v4(addr)) {
-		if ((addr[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || !addr[3])
-			key.addr[3] = bpf_htonl(0x7f000001);
-	} else if (!(addr[0] | addr[1] | addr[2] | addr[3])) {
-		key.addr[3] = bpf_htonl(1);
-	}
+	fold(key.addr);
 	return find_service(&key, id);
 }
 
@@ -212,6 +244,8 @@ static __always_inline int find_destination(void *ctx, struct frontend_key *key,
 	__u32 counter = COUNTER_REFUSED;
 	int error = TRANSLATED;
 
+	if (!is_marked(key->addr) && !is_unused(key->addr))
+		return NOT_A_SERVICE;
 	to->service = find_service(key, &to->id);
 	if (!to->service || to->service->flags & SERVICE_NODE_PORT)
 		error = find_by_address(ctx, key, &to->service, &to->id, &counter);

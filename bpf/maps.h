@@ -10,6 +10,7 @@
 	BPF_TABLE_PINNED(#type, key, value, name, entries, PINS "/" #name, flags)
 
 /* What a lookup reads. The arrays are mapped by the agent, so an update is a store, no syscall. */
+MAP(array, marks, __u32, __u64, MAX_MARKS, BPF_F_MMAPABLE);
 MAP(hash, frontends, struct frontend_key, struct frontend, MAX_SERVICES, 0);
 MAP(array, services, __u32, struct service, MAX_SERVICES, BPF_F_MMAPABLE);
 MAP(array, slots, __u32, struct slot, MAX_SLOTS, BPF_F_MMAPABLE);

@@ -17,6 +17,10 @@
 #define PROCEED 1
 #define REJECT 0
 
+#ifndef AF_INET6
+#define AF_INET6 10
+#endif
+
 #define V4_DESTINATION(ctx) \
 	{ { 0, 0, V4_MAPPED, (ctx)->user_ip4 }, (__be16)(ctx)->user_port, (ctx)->protocol, 0 }
 #define V6_DESTINATION(ctx) \
@@ -111,16 +115,22 @@ static __always_inline __u32 random_of(__u64 cookie, struct bucket *bucket)
  */
 static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct frontend_key *to)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct bucket *bucket = bucket_of(cookie);
 	struct frontend_key vip = *to;
 	struct destination of;
+	struct bucket *bucket;
 	struct found found;
+	__u64 cookie, first;
 	struct slot *slot;
-	__u64 first;
 	int error;
 
-	if (!bucket || (to->proto != IPPROTO_TCP && to->proto != IPPROTO_UDP))
+	if (to->proto != IPPROTO_TCP && to->proto != IPPROTO_UDP)
+		return NOT_A_SERVICE;
+	/* What a TCP socket left in the record when its SYN never went, sock_ops tells by the peer. */
+	if (to->proto == IPPROTO_TCP && !is_marked(to->addr) && !is_unused(to->addr))
+		return NOT_A_SERVICE;
+	cookie = bpf_get_socket_cookie(ctx);
+	bucket = bucket_of(cookie);
+	if (!bucket)
 		return NOT_A_SERVICE;
 	first = first_of(bucket);
 	error = find_destination(ctx, to, &of);
@@ -368,6 +378,23 @@ int post_bind6(struct bpf_sock *ctx)
 	return sock_bind(ctx, &to);
 }
 
+/* Whether the connection that begins is the one that the record is of. */
+static __always_inline bool is_of_record(struct bpf_sock_ops *ctx, const struct socket *record)
+{
+	/* Read beforehand: a choice between two fields of the context is no access to it. */
+	volatile __be32 v4 = ctx->remote_ip4;
+	__be32 peer[4] = { ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2],
+			   ctx->remote_ip6[3] };
+
+	if (ctx->family != AF_INET6) {
+		peer[0] = peer[1] = 0;
+		peer[2] = V4_MAPPED;
+		peer[3] = v4;
+	}
+	return same_address(record->peer, peer) &&
+	       record->peer_port == bpf_htons((__u16)bpf_htonl(ctx->remote_port));
+}
+
 /* Counting starts with the SYN and ends with TCP_CLOSE, however the connection got there. */
 int sock_ops(struct bpf_sock_ops *ctx)
 {
@@ -379,7 +406,8 @@ int sock_ops(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		cookie = bpf_get_socket_cookie(ctx);
 		bucket = bucket_of(cookie);
-		if (!bucket || !find_record(cookie, bucket, first_of(bucket), &found))
+		if (!bucket || !find_record(cookie, bucket, first_of(bucket), &found) ||
+		    !is_of_record(ctx, found.record))
 			break;
 		if (!found.record->counted)
 			count_open(found.record);

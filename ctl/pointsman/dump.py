@@ -92,6 +92,12 @@ def extents(source: Source) -> list[tuple[int, int]]:
 # -- one function for each map -------------------------------------------------------------------
 
 
+def _marks(source: Source) -> Iterator[Row]:
+    for key, value in source.items("marks"):
+        if word := _number(value):
+            yield {"word": _number(key), "bits": f"{word:016x}", "addresses": word.bit_count()}
+
+
 def _frontends(source: Source) -> Iterator[Row]:
     for frontend, service in sorted(source.frontends().items()):
         yield {"frontend": str(frontend), "service": service}
@@ -280,6 +286,7 @@ def _number(data: bytes) -> int:
 
 #: By the name in bpf/maps.h. `datagrams` is missing: socket storage can't be listed from outside.
 DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
+    "marks": _marks,
     "frontends": _frontends,
     "services": _services,
     "slots": _slots,

@@ -21,6 +21,7 @@ from pointsman.inspect import (
     empty_name,
     flags_text,
 )
+from pointsman.marks import fold
 from pointsman.plan import Element, Slot
 from pointsman.values import (
     ANY_IPV4,
@@ -28,7 +29,6 @@ from pointsman.values import (
     PROTOCOL_NAMES,
     TCP,
     UDP,
-    V4_PREFIX,
     Address,
     Frontend,
     PortName,
@@ -260,6 +260,9 @@ class _Walk:
     def find(self) -> _Found | _Missed:
         """`find_destination`: the exact key, then what the address is as a whole."""
         key = self.destination
+        if not self.reader.marked(key.address):
+            self.steps.append(f"marks: no frontend has the address {to_text(key.address)}")
+            return self._unknown_address(key.address)
         found = self._lookup(key)
         if found is None:
             return self._by_address()
@@ -301,9 +304,9 @@ class _Walk:
     def _by_address(self) -> _Found | _Missed:
         """`find_by_address`."""
         address = self.destination.address
-        folded = _fold(address)
+        folded = fold(address)
         if folded != address:
-            self.steps.append(f"{to_text(address)}: all of 127.0.0.0/8 is looked up as 127.0.0.1")
+            self.steps.append(f"{to_text(address)}: looked up as {to_text(folded)}")
         found = self._lookup(Frontend(folded, 0, 0))
         if found is None:
             return self._unknown_address(address)
@@ -364,12 +367,6 @@ class _Walk:
             why = f"{address} is {whose}, and the {kind} {port} of {owner} holds on this node "
             return _Missed(NOT_A_SERVICE, _UNTOUCHED, f"{why}only: {reason}", str(owner), ident)
         return _Found(key, ident, element, owner, f"the {kind}", f" at {whose}")
-
-
-def _fold(address: Address) -> Address:
-    """127.0.0.1 for all of 127.0.0.0/8."""
-    loopback = V4_PREFIX + b"\x7f"
-    return loopback + bytes((0, 0, 1)) if address.startswith(loopback) else address
 
 
 def _within(address: Address, network: Address, mask: Address) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from pointsman import abi, bpf, btf
 from pointsman.errors import LayoutMismatch, NotLoaded
+from pointsman.marks import bit_of
 from pointsman.plan import Config, Element, Limits, Plan, Slot, Snapshot, pack_frontend
 from pointsman.planner import Planner
 from pointsman.values import Address, Frontend, PortName
@@ -50,6 +51,7 @@ class Datapath(Protocol):
     def write_service(self, service: int, data: bytes) -> None: ...
     def configure(self, config: Config) -> None: ...
     def switch(self, service: int, value: int) -> None: ...
+    def mark(self, items: Sequence[tuple[int, int]]) -> None: ...
     def add_frontends(self, items: Sequence[tuple[Frontend, int]]) -> None: ...
     def delete_frontends(self, frontends: Sequence[Frontend]) -> None: ...
     def delete_names(self, owners: Sequence[int]) -> None: ...
@@ -74,10 +76,14 @@ def apply(plan: Plan, to: Datapath) -> None:
         to.switch(service, value)
     for config in plan.configs:
         to.configure(config)
+    if plan.marks:
+        to.mark(plan.marks)
     if plan.frontends:
         to.add_frontends(plan.frontends)
     if plan.deleted:
         to.delete_frontends(plan.deleted)
+    if plan.unmarks:
+        to.mark(plan.unmarks)
     for service in plan.disowned:
         to.configure(Config(service, 0, 0, 0, 0))
     if plan.unnamed:
@@ -174,6 +180,7 @@ class View:
             self._services.entries,
             self._slots.entries,
             self._load.entries,
+            self.map("marks").info.max_entries,
         )
 
     def close(self) -> None:
@@ -243,6 +250,24 @@ class View:
                 totals[name.removeprefix("COUNTER_").lower()] = total
         return totals
 
+    def marks(self) -> dict[int, int]:
+        """The words that are not 0, by index. None in maps of a version that had no marks."""
+        try:
+            words = bpf.Copy(self.map("marks"))
+        except FileNotFoundError:
+            return {}
+        try:
+            return {i: word for i, (word,) in enumerate(_u64.iter_unpack(words.memory)) if word}
+        finally:
+            words.close()
+
+    def marked(self, address: Address) -> bool:
+        """Whether the programs look for frontends of this address at all."""
+        marks = self.map("marks")
+        bit = bit_of(address, marks.info.max_entries)
+        word = _u64.unpack(marks.lookup(_u32.pack(bit >> 6)) or bytes(8))[0]
+        return bool(word >> (bit & 63) & 1)
+
     def settings(self) -> dict[str, Any]:
         """`host_netns` (cookie), `skipped` (namespaces), `cidrs` as (address, mask) pairs."""
         raw = _layouts["settings"].decode(self.map("settings").lookup(_u32.pack(0)) or b"")
@@ -269,7 +294,7 @@ class View:
             for e in services.values()
             if e.count
         }
-        return Snapshot(frontends, services, self.names(), slots, self.generations())
+        return Snapshot(frontends, services, self.names(), slots, self.generations(), self.marks())
 
     def items(self, name: str) -> Iterator[tuple[bytes, bytes]]:
         """Every raw key and value of one map (not of per-CPU maps)."""
@@ -310,6 +335,7 @@ class Maps(View):
     _services: bpf.Array
     _slots: bpf.Array
     _load: bpf.Array
+    _marks: bpf.Array
 
     def __init__(self, directory: Path, programs: Path) -> None:
         super().__init__(directory)
@@ -327,9 +353,11 @@ class Maps(View):
         self._slots = bpf.Array(self.map("slots"))
         # Written by programs only.
         self._load = bpf.Array(self.map("load"), read_only=True)
+        self._marks = bpf.Array(self.map("marks"))
 
     def close(self) -> None:
         super().close()
+        self._marks.close()
         os.close(self._set_generation)
         if self._merge is not None:
             os.close(self._merge)
@@ -404,6 +432,10 @@ class Maps(View):
 
     def switch(self, service: int, value: int) -> None:
         self._services.store_u64(service, _SET, value)
+
+    def mark(self, items: Sequence[tuple[int, int]]) -> None:
+        for index, value in items:
+            self._marks.store_u64(index, 0, value)
 
     def add_frontends(self, items: Sequence[tuple[Frontend, int]]) -> None:
         keys = b"".join(pack_frontend(frontend) for frontend, _ in items)

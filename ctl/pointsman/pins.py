@@ -27,9 +27,10 @@ from pathlib import Path
 
 from pointsman import abi, bpf, btf, errors
 from pointsman.hooks import FEATURES, HELPERS, HOOKS, Link
+from pointsman.marks import words_for
 
 #: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
-LOOKUP_MAPS = ("frontends", "services", "slots", "names")
+LOOKUP_MAPS = ("frontends", "services", "slots", "names", "marks")
 #: Describe live sockets: they pass from generation to generation and can't be rebuilt.
 RECORD_MAPS = (
     "sockets",
@@ -55,6 +56,7 @@ class Sizes:
         """The MAX_… definitions of bpf/maps.h."""
         return {
             "MAX_SERVICES": self.services,
+            "MAX_MARKS": words_for(self.services),
             "MAX_SLOTS": self.slots,
             "MAX_ENDPOINTS": self.endpoints,
             "MAX_BUCKETS": self.buckets,

@@ -1,9 +1,9 @@
 """Plans: the writes that bring about what should be, as values. Made by `planner`, done by `maps`.
 
 A `Plan` is a list of writes in the order that keeps every lookup right at each point between two
-of them: new endpoints → new slots → new services → switch sets → add frontends → delete frontends
-→ retire endpoints → (grace period) → reuse. Nothing that a program may still read is reused before
-`reclaim` is called with the plan's garbage.
+of them: new endpoints → new slots → new services → switch sets → mark addresses → add frontends →
+delete frontends → take back marks → retire endpoints → (grace period) → reuse. Nothing that a
+program may still read is reused before `reclaim` is called with the plan's garbage.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Limits:
     services: int = 65536
     slots: int = 131072
     endpoints: int = 65536
+    marks: int = 16384  # words of 64 bits
 
 
 @dataclass(slots=True)
@@ -72,8 +73,10 @@ class Plan:
     services: list[tuple[int, bytes]] = field(default_factory=list)  # service id, whole element
     configs: list[Config] = field(default_factory=list)
     sets: list[tuple[int, int]] = field(default_factory=list)  # service id, count << 32 | first
+    marks: list[tuple[int, int]] = field(default_factory=list)  # index of a word, its value
     frontends: list[tuple[Frontend, int]] = field(default_factory=list)  # added, service id
     deleted: list[Frontend] = field(default_factory=list)
+    unmarks: list[tuple[int, int]] = field(default_factory=list)  # as marks, after the deletions
     disowned: list[int] = field(default_factory=list)  # services no longer in use
     unnamed: list[int] = field(default_factory=list)  # owner ids
     retired: list[tuple[int, int]] = field(default_factory=list)  # endpoint id, generation | bit
@@ -111,7 +114,8 @@ class Snapshot:
     """What the maps hold, as read at start.
 
     `slots` gives, for each set in use (first, count), its endpoints: (backend, endpoint id,
-    generation). `generations` holds every endpoint id's, 0 where it was never used.
+    generation). `generations` holds every endpoint id's, 0 where it was never used. `marks` are the
+    words that are not 0, by index.
     """
 
     frontends: Mapping[Frontend, int]
@@ -119,3 +123,4 @@ class Snapshot:
     names: Mapping[int, PortName]
     slots: Mapping[tuple[int, int], tuple[tuple[Backend, int, int], ...]]
     generations: Mapping[int, int]
+    marks: Mapping[int, int] = field(default_factory=dict)

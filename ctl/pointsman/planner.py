@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pointsman import abi
 from pointsman.books import Books, Extent, Full
+from pointsman.marks import Marks
 from pointsman.objects import Ref
 from pointsman.plan import Config, Garbage, Limits, Plan, Snapshot, pack_frontend
 from pointsman.values import Entry, Frontend, PortName
@@ -65,6 +66,10 @@ class Planner:
             for frontend, (service, element, extent) in found.frontends.items()
         }
         self._adopted = set(self._placed)
+        self._marks = Marks(limits.marks)
+        self._found_marks = dict(snapshot.marks) if snapshot else {}
+        for frontend in (*self._placed, *found.broken):
+            self._marks.add(frontend.address)
         #: Keys whose element made no sense: deleted first, added again a grace period later.
         self._broken = found.broken
         self._leftovers = found.leftovers
@@ -79,10 +84,21 @@ class Planner:
         gone = {ref: () for ref in self._wanted if ref not in wanted}
         keep = {entry.frontend for entries in wanted.values() for entry in entries}
         plan, self._leftovers = self._leftovers, Plan()
+        found, self._found_marks = self._found_marks, {}
+        # Whoever filled the maps before may not have known of marks.
+        plan.marks += [
+            (index, value | found.get(index, 0))
+            for index, value in self._marks.words.items()
+            if value & ~found.get(index, 0)
+        ]
+        for frontend in plan.deleted:
+            self._unmark(frontend, plan)
         orphans = [frontend for frontend in self._adopted if frontend not in keep]
         # Adopted frontends that stay are claimed by the entries below.
         self._adopted.clear()
         self._update({**gone, **wanted}, plan, orphans)
+        words = self._marks.words
+        plan.unmarks += [(i, words.get(i, 0)) for i in found if found[i] & ~words.get(i, 0)]
         self._books.drop_inherited(plan)
         return plan
 
@@ -173,6 +189,8 @@ class Planner:
             pack_frontend(entry.frontend),
         )
         plan.services.append((service, packed))
+        if word := self._marks.add(entry.frontend.address):
+            plan.marks.append(word)
         plan.frontends.append((entry.frontend, service))
         self._placed[entry.frontend] = _Placed(
             service,
@@ -207,10 +225,15 @@ class Planner:
     def _delete(self, frontend: Frontend, placed: _Placed, plan: Plan) -> None:
         del self._placed[frontend]
         plan.deleted.append(frontend)
+        self._unmark(frontend, plan)
         plan.disowned.append(placed.service)
         plan.garbage.services.append(placed.service)
         self._books.leave(placed.owner, placed.extent, plan)
         self._books.disown(placed.owner, plan)
+
+    def _unmark(self, frontend: Frontend, plan: Plan) -> None:
+        if word := self._marks.remove(frontend.address):
+            plan.unmarks.append(word)
 
     def owner(self, frontend: Frontend) -> tuple[Ref, PortName] | None:
         """The object and the service port that have this frontend now."""

@@ -41,6 +41,9 @@ def compare(desired: Iterable[Entry], reader: Reader) -> list[Difference]:
             message = f"missing, {entries[0].owner} defines it"
             found.append(Difference("frontend-missing", str(frontend), message))
             continue
+        if not reader.marked(frontend.address):
+            message = "its address is not marked, so no program looks for it"
+            found.append(Difference("mark-missing", str(frontend), message))
         each = actual[frontend]
         # Two Services may define one frontend: whoever has it, has it rightly.
         entry = next((e for e in entries if e.owner == each.name), entries[0])

@@ -498,3 +498,14 @@ def test_one_namespace_can_not_take_the_overflow_of_another(lab: Lab) -> None:
                 client.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_record_left_by_a_connect_that_never_went_out_counts_for_nobody(lab: Lab) -> None:
+    """The hook chose, the route failed, no SYN: the socket then connects past the Services."""
+    with tcp_server() as (_, port), socket.socket() as client:
+        lab.serve("10.96.0.1", 80, TCP, ("192.0.2.99", port))
+        with pytest.raises(OSError, match="unreachable"):
+            client.connect(("10.96.0.1", 80))
+        client.connect(("127.0.0.1", port))
+        assert lab.open("192.0.2.99", port) == 0
+        assert client.getpeername() == ("127.0.0.1", port)

@@ -86,6 +86,11 @@ RULES = [
         id="records-hold-the-generation",
     ),
     pytest.param(
+        ("sock.c", " ||\n\t\t    !is_of_record(ctx, found.record))", ")"),
+        counts.test_a_record_left_by_a_connect_that_never_went_out_counts_for_nobody,
+        id="a-connection-is-counted-for-its-own-record",
+    ),
+    pytest.param(
         ("sock.c", "record_mptcp(ctx, &vip, slot);", ""),
         counts.test_mptcp_counts_once_and_its_peer_is_the_vip,
         id="mptcp-sockets-are-found-by-their-address",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
+import random
 import socket
 
 import pytest
 
+from pointsman.maps import take_over
+from pointsman.marks import bit_of
 from pointsman.values import Frontend, PortName, to_address
 from tests.support.kernel import TCP, UDP, Lab, entry, tcp_server, udp_server
+from tests.support.pods import cookie_of
 
 pytestmark = pytest.mark.kernel
 
@@ -330,3 +335,54 @@ class UdpServers:
     def __exit__(self, *error: object) -> None:
         for manager in self._managers:
             manager.__exit__(*error)
+
+
+class TestMarks:
+    """Most addresses have no frontend, and one bit says so."""
+
+    def test_the_agent_and_the_programs_mean_the_same_bit(self, lab: Lab) -> None:
+        numbers = random.Random(1)
+        vips = [
+            str(ipaddress.IPv4Address(0x0A600000 + numbers.randrange(1 << 20))) for _ in range(99)
+        ]
+        vips += [
+            str(ipaddress.IPv6Address((0xFD00 << 112) + numbers.getrandbits(96))) for _ in range(99)
+        ]
+        owner = PortName("default", "web", "p")
+        lab.set(
+            "web",
+            *(
+                entry(vip, 53, UDP, [("fd00:244::1" if ":" in vip else "127.0.0.1", 9)], owner)
+                for vip in vips
+            ),
+        )
+        for vip in vips:
+            family = socket.AF_INET6 if ":" in vip else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as client:
+                client.connect((vip, 53))
+                assert client.getpeername()[0] == vip
+                assert lab.peer_of(cookie_of(client)), vip
+
+    def test_an_address_without_its_mark_is_let_go(self, lab: Lab) -> None:
+        """The bits are asked, and first: else they would prove nothing."""
+        lab.serve("10.96.0.1", 53, UDP, ("127.0.0.1", 9))
+        index = bit_of(to_address("10.96.0.1"), lab.maps.limits.marks) >> 6
+        word = lab.maps.marks()[index]
+        lab.maps.mark([(index, 0)])
+        try:
+            with (
+                socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+                pytest.raises(OSError, match="unreachable"),
+            ):
+                client.connect(("10.96.0.1", 53))
+        finally:
+            lab.maps.mark([(index, word)])
+
+    def test_marks_of_a_former_agent_are_put_right(self, lab: Lab) -> None:
+        lab.serve("10.96.0.1", 53, UDP, ("127.0.0.1", 9))
+        right = lab.maps.marks()
+        index = next(iter(right))
+        lab.maps.mark([(index, 0), (index ^ 1, 1 << 63 | right.get(index ^ 1, 0))])
+        lab.planner = take_over(lab.maps)
+        lab._apply(lab.planner.replace(lab.wanted))
+        assert lab.maps.marks() == right

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pointsman import abi
+from pointsman.marks import bit_of
 from pointsman.plan import RETIRED, Config, Element, Limits, Snapshot
 from pointsman.values import Backend, Frontend, PortName, endpoint_text
 
@@ -29,6 +30,7 @@ class FakeDatapath:
     def __init__(self, limits: Limits, on_step: Callable[[], None] = lambda: None) -> None:
         self.limits = limits
         self.on_step = on_step
+        self.words: dict[int, int] = {}
         self.frontends: dict[Frontend, int] = {}
         self.services: dict[int, Element] = {}
         self.slots: dict[int, Slot] = {}
@@ -120,10 +122,23 @@ class FakeDatapath:
         self._unlink(old)
         self.on_step()
 
+    def mark(self, items: Sequence[tuple[int, int]]) -> None:
+        for index, value in items:
+            self._step()
+            self.words[index] = value
+            for frontend in self.frontends:
+                assert self._marked(frontend), f"{frontend} is in use and not marked"
+            self.on_step()
+
+    def _marked(self, frontend: Frontend) -> bool:
+        bit = bit_of(frontend.address, self.limits.marks)
+        return bool(self.words.get(bit >> 6, 0) >> (bit & 63) & 1)
+
     def add_frontends(self, items: Sequence[tuple[Frontend, int]]) -> None:
         for frontend, service in items:
             self._step()
             assert frontend not in self.frontends, f"{frontend}: a value is rewritten"
+            assert self._marked(frontend), f"{frontend} is added before its mark"
             assert self.services[service].frontend == frontend, f"{frontend}: key copy differs"
             if len(self.frontends) >= self.limits.services:
                 raise OSError(errno.E2BIG, "frontends is full")
@@ -175,7 +190,8 @@ class FakeDatapath:
             for e in owned.values()
             if e.count
         }
-        return Snapshot(dict(self.frontends), owned, dict(self.names), sets, dict(self.load))
+        words = {index: value for index, value in self.words.items() if value}
+        return Snapshot(dict(self.frontends), owned, dict(self.names), sets, dict(self.load), words)
 
     def dump(self) -> str:
         """Sorted text, for people and for comparing."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pointsman import abi
+from pointsman.marks import fold
 from pointsman.plan import Element, Slot
 from pointsman.values import TCP, UDP, Address, Backend, Entry, Frontend, PortName, to_address
 
@@ -48,6 +49,9 @@ class FakeView:
 
     def find(self, frontend: Frontend) -> int | None:
         return self.keys.get(frontend)
+
+    def marked(self, address: Address) -> bool:
+        return fold(address) in {fold(frontend.address) for frontend in self.keys}
 
     def names(self) -> dict[int, PortName]:
         return dict(self.owners)

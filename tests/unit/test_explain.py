@@ -280,7 +280,7 @@ API_IS = "which chooses by random and then keeps a client's endpoint for 60 s"
         ),
         pytest.param(
             "0.0.0.0:31443", "pod", UNTOUCHED,
-            "0.0.0.0 is the address of no Service and of no node",
+            "a pod's 0.0.0.0 is its own: NodePorts are there for the host's processes only",
             id="whoever-dials-0.0.0.0-means-his-own-loopback",
         ),
         pytest.param(
@@ -312,7 +312,7 @@ def test_explain_says_why_an_address_of_a_node_is_translated_or_not(
 def test_explain_walks_from_a_node_s_address_to_its_node_ports() -> None:
     assert explained("127.1.2.3:31443").steps[:7] == (
         "frontends: no key 127.1.2.3:31443/TCP",
-        "127.1.2.3: all of 127.0.0.0/8 is looked up as 127.0.0.1",
+        "127.1.2.3: looked up as 127.0.0.1",
         "frontends: key 127.0.0.1:* leads to service 13",
         "service 13: its own key is the same",
         "service 13: flags loopback",
