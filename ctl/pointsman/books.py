@@ -185,6 +185,9 @@ class Books:
         key = (element.owner, tuple(backend for backend, _, _ in members))
         if key in self._extents:
             return self._extents[key].first == element.first
+        known = self._endpoints.get(element.owner, {})
+        if any(known.get(backend, ident) != ident for backend, ident, _ in members):
+            return False  # half of a change of owner: another id stands for that endpoint already
         for backend, ident, generation in members:
             if taken.get(ident, (element.owner, backend)) != (element.owner, backend):
                 return False

@@ -7,17 +7,21 @@ bcc brings LLVM, over 100 MB of it: no other process of Pointsman imports it. Ru
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import platform
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from pointsman import abi, bpf
 from pointsman.hooks import FEATURES, HELPERS, HOOKS, Hook
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 def _flags(request: dict[str, Any], features: tuple[str, ...]) -> list[str]:
@@ -75,6 +79,8 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    # An agent that is killed takes its loader along: two must not pin at once.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     request = json.load(sys.stdin)
     # The compiler writes to file descriptor 1 at times: keep the one line of the reply apart.
     reply_to = os.dup(1)

@@ -44,7 +44,7 @@ class Marks:
     def __init__(self, words: int) -> None:
         self._count = words
         self._frontends: dict[Address, int] = {}  # how many each address has
-        self._addresses: dict[int, int] = {}  # bit → how many addresses share it
+        self._shared: dict[int, int] = {}  # bit → how many addresses beyond the first have it
         self._words: dict[int, int] = {}
 
     @property
@@ -59,9 +59,10 @@ class Marks:
         if before:
             return None
         bit = bit_of(address, self._count)
-        sharing = self._addresses.get(bit, 0)
-        self._addresses[bit] = sharing + 1
-        return None if sharing else self._write(bit, set_=True)
+        if self._words.get(bit >> 6, 0) >> (bit & 63) & 1:
+            self._shared[bit] = self._shared.get(bit, 0) + 1
+            return None
+        return self._write(bit, set_=True)
 
     def remove(self, address: Address) -> tuple[int, int] | None:
         """One frontend less: the word to write once it is gone, if any."""
@@ -70,9 +71,9 @@ class Marks:
             self._frontends[address] = left
             return None
         bit = bit_of(address, self._count)
-        sharing = self._addresses.pop(bit) - 1
-        if sharing:
-            self._addresses[bit] = sharing
+        if others := self._shared.pop(bit, 0):
+            if others > 1:
+                self._shared[bit] = others - 1
             return None
         return self._write(bit, set_=False)
 

@@ -21,9 +21,11 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pointsman import abi, bpf, btf, errors
 from pointsman.hooks import FEATURES, HELPERS, HOOKS, Link
@@ -272,22 +274,17 @@ class Pins:
             "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
             "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "pointsman.loader"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        try:
-            reply = json.loads(done.stdout)
-        except ValueError:
-            reply = {"kind": "NoCompiler", "error": f"the loader ended with {done.returncode}"}
-        if "error" not in reply:
-            return
+        for attempt in range(3):
+            reply, told = _run_loader(request)
+            if "error" not in reply:
+                return
+            # The loader of an agent that was killed a moment ago may still have been pinning.
+            if attempt == 2 or not any("File exists" in line for line in (reply["error"], *told)):
+                break
+            time.sleep(0.5)
         shutil.rmtree(generation.directory, ignore_errors=True)
         kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
-        detail = _telling(done.stderr.strip().splitlines())
+        detail = _telling(told)
         hint = ""
         if kind is errors.KernelTooOld:
             hint = f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
@@ -366,6 +363,22 @@ class Pins:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         return removed
+
+
+def _run_loader(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The loader's reply, and what the compiler and the verifier said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pointsman.loader"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        reply = json.loads(done.stdout)
+    except ValueError:
+        reply = {"kind": "NoCompiler", "error": f"the loader ended with {done.returncode}"}
+    return reply, done.stderr.strip().splitlines()
 
 
 def _telling(lines: list[str], room: int = 12) -> list[str]:

@@ -91,12 +91,14 @@ class Planner:
             for index, value in self._marks.words.items()
             if value & ~found.get(index, 0)
         ]
-        for frontend in plan.deleted:
-            self._unmark(frontend, plan)
+        broken = tuple(plan.deleted)
         orphans = [frontend for frontend in self._adopted if frontend not in keep]
         # Adopted frontends that stay are claimed by the entries below.
         self._adopted.clear()
         self._update({**gone, **wanted}, plan, orphans)
+        # After what was added: an address that has another frontend now keeps its mark.
+        for frontend in broken:
+            self._unmark(frontend, plan)
         words = self._marks.words
         plan.unmarks += [(i, words.get(i, 0)) for i in found if found[i] & ~words.get(i, 0)]
         self._books.drop_inherited(plan)

@@ -127,10 +127,10 @@ class FakeDatapath:
             self._step()
             self.words[index] = value
             for frontend in self.frontends:
-                assert self._marked(frontend), f"{frontend} is in use and not marked"
+                assert self.marked(frontend), f"{frontend} is in use and not marked"
             self.on_step()
 
-    def _marked(self, frontend: Frontend) -> bool:
+    def marked(self, frontend: Frontend) -> bool:
         bit = bit_of(frontend.address, self.limits.marks)
         return bool(self.words.get(bit >> 6, 0) >> (bit & 63) & 1)
 
@@ -138,7 +138,7 @@ class FakeDatapath:
         for frontend, service in items:
             self._step()
             assert frontend not in self.frontends, f"{frontend}: a value is rewritten"
-            assert self._marked(frontend), f"{frontend} is added before its mark"
+            assert self.marked(frontend), f"{frontend} is added before its mark"
             assert self.services[service].frontend == frontend, f"{frontend}: key copy differs"
             if len(self.frontends) >= self.limits.services:
                 raise OSError(errno.E2BIG, "frontends is full")

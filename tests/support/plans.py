@@ -11,7 +11,8 @@ from pointsman.objects import Ref
 from pointsman.plan import Limits
 from pointsman.values import TCP, Entry, Frontend, PortName, to_address
 
-SMALL = Limits(services=24, slots=40, endpoints=24)
+# One word of marks: most addresses share their bit with another.
+SMALL = Limits(services=24, slots=40, endpoints=24, marks=1)
 ROOMY = Limits(services=4096, slots=4096, endpoints=4096)
 VIPS = [to_address(f"10.96.0.{i}") for i in range(1, 5)]
 BACKENDS = [(to_address(f"10.244.0.{i}"), 8080) for i in range(1, 7)]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointsman.allocate import Extents
-from pointsman.maps import apply
+from pointsman.maps import apply, take_over
+from pointsman.objects import Ref
 from pointsman.plan import Limits
 from pointsman.planner import Planner
-from pointsman.values import TCP, Frontend
+from pointsman.values import TCP, Backend, Entry, Frontend, PortName
 from tests.support.fake import FakeDatapath
 from tests.support.plans import (
     BACKENDS,
@@ -143,6 +148,71 @@ def test_a_damaged_element_is_replaced_a_grace_period_later() -> None:
     h.grace()
     h.retry()
     h.assert_settled()
+
+
+class _Bare(FakeDatapath):
+    """Without the rules that a state after a crash breaks until it is put right."""
+
+    def mark(self, items: Sequence[tuple[int, int]]) -> None:
+        self.words.update(items)
+
+    def add_frontends(self, items: Sequence[tuple[Frontend, int]]) -> None:
+        self.frontends.update(items)
+
+
+CLUSTER_IP, LOAD_BALANCER = VIPS[:2]
+
+
+def _of_port(vip: bytes, name: str, endpoints: Sequence[Backend], port: int = 80) -> Entry:
+    owner = PortName("default", "web", name)
+    return Entry(Frontend(vip, port, TCP), owner, tuple(sorted(endpoints)))
+
+
+@pytest.mark.parametrize(
+    "limits", [ROOMY, replace(ROOMY, marks=1)], ids=["own-bits", "shared-bits"]
+)
+@pytest.mark.parametrize("late", [False, True], ids=["as-planned", "with-a-port-more"])
+@pytest.mark.parametrize("other", [BACKENDS[1], BACKENDS[2]], ids=["same", "endpoint-replaced"])
+@pytest.mark.parametrize("first", VIPS[:2], ids=["cluster-ip-first", "load-balancer-first"])
+def test_a_kill_at_any_write_of_a_renamed_port_is_recovered_from(
+    limits: Limits, late: bool, other: Backend, first: bytes
+) -> None:
+    """The owner of several frontends changes, one of which has no wildcard: whatever was written,
+    the next agent ends with every frontend right and marked."""
+    second = LOAD_BALANCER if first == CLUSTER_IP else CLUSTER_IP
+    any_port = Entry(Frontend(CLUSTER_IP, 0, 0), PortName("default", "web", "http"))
+
+    def wanted(name: str, members: Sequence[Backend], *more: Entry) -> dict[Ref, tuple[Entry, ...]]:
+        pair = (_of_port(first, name, members), _of_port(second, name, members))
+        return {ref("web"): (pair[0], any_port, pair[1], *more)}
+
+    before = wanted("http", BACKENDS[:2])
+    after = wanted("web", (BACKENDS[0], other))
+    https = _of_port(LOAD_BALANCER, "tls", BACKENDS[:1], 443)
+    at_last = wanted("web", (BACKENDS[0], other), https) if late else after
+    for writes in itertools.count():
+        maps = FakeDatapath(limits)
+        planner = take_over(maps)
+        apply(planner.replace(before), maps)
+        maps.fail_after = writes
+        try:
+            apply(planner.update(after), maps)
+            break
+        except OSError:
+            maps.fail_after = None
+        maps.__class__ = _Bare
+        planner = take_over(maps)
+        plan = planner.replace(at_last)
+        apply(plan, maps)
+        maps.wait_for_readers()
+        planner.reclaim(plan.garbage)
+        apply(planner.retry(), maps)
+        entries = at_last[ref("web")]
+        assert maps.frontends.keys() == {entry.frontend for entry in entries}, writes
+        assert all(map(maps.marked, maps.frontends)), writes
+        assert {f: maps.resolve(f) for f in maps.frontends} == {
+            entry.frontend: (entry.endpoints, 0) for entry in entries
+        }, writes
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["new-load", "same-load"])
