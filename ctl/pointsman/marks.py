@@ -5,7 +5,7 @@ after one look. Several addresses may share a bit. Pure; `is_marked` of bpf/look
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from array import array
 
 from pointsman.values import ANY_IPV4, ANY_IPV6, Address, is_ipv4, to_address
 
@@ -45,12 +45,12 @@ class Marks:
         self._count = words
         self._frontends: dict[Address, int] = {}  # how many each address has
         self._shared: dict[int, int] = {}  # bit → how many addresses beyond the first have it
-        self._words: dict[int, int] = {}
+        self._words = array("Q", bytes(8 * words))
 
     @property
-    def words(self) -> Mapping[int, int]:
+    def words(self) -> dict[int, int]:
         """Every word that is not 0, by its index."""
-        return self._words
+        return {index: word for index, word in enumerate(self._words) if word}
 
     def add(self, address: Address) -> tuple[int, int] | None:
         """One frontend more there: the word to write before it (index, value), if any."""
@@ -59,10 +59,10 @@ class Marks:
         if before:
             return None
         bit = bit_of(address, self._count)
-        if self._words.get(bit >> 6, 0) >> (bit & 63) & 1:
+        if self._words[bit >> 6] >> (bit & 63) & 1:
             self._shared[bit] = self._shared.get(bit, 0) + 1
             return None
-        return self._write(bit, set_=True)
+        return self._flip(bit)
 
     def remove(self, address: Address) -> tuple[int, int] | None:
         """One frontend less: the word to write once it is gone, if any."""
@@ -75,14 +75,9 @@ class Marks:
             if others > 1:
                 self._shared[bit] = others - 1
             return None
-        return self._write(bit, set_=False)
+        return self._flip(bit)
 
-    def _write(self, bit: int, *, set_: bool) -> tuple[int, int]:
-        index, one = bit >> 6, 1 << (bit & 63)
-        value = self._words.get(index, 0)
-        value = value | one if set_ else value & ~one
-        if value:
-            self._words[index] = value
-        else:
-            del self._words[index]
-        return index, value
+    def _flip(self, bit: int) -> tuple[int, int]:
+        index = bit >> 6
+        self._words[index] ^= 1 << (bit & 63)
+        return index, self._words[index]

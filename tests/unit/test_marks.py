@@ -55,7 +55,7 @@ def test_an_address_with_a_frontend_is_always_marked(
             if word := marks.remove(address):
                 words[word[0]] = word[1]
         assert all(is_set(words, each, count) for each in present)
-        assert {i: word for i, word in words.items() if word} == dict(marks.words)
+        assert {i: word for i, word in words.items() if word} == marks.words
     for address in present:
         marks.remove(address)
     assert not marks.words
@@ -66,6 +66,6 @@ def test_few_other_addresses_are_marked() -> None:
     marks = Marks(count)
     for n in range(32768):  # a ClusterIP has two frontends at least
         marks.add(to_address(f"10.{96 + (n >> 16)}.{n >> 8 & 255}.{n & 255}"))
-    words = dict(marks.words)
+    words = marks.words
     others = [to_address(f"192.168.{n >> 8}.{n & 255}") for n in range(20000)]
     assert sum(is_set(words, other, count) for other in others) < 0.05 * len(others)
