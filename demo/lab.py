@@ -28,6 +28,7 @@ from pointsman import host
 _REGISTRY = Path("/run/pointsman-lab")
 _NETNS = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
+_BRIDGE_MAC = "02:00:5e:00:53:01"
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BPFFS = Path("/sys/fs/bpf")
 
@@ -125,7 +126,9 @@ class Lab:
     def bridge(self, namespace: Path, name: str, address: str) -> None:
         """A bridge with an address such as 10.244.0.1/24."""
         with _links(namespace) as links:
-            links.link("add", ifname=name, kind="bridge")
+            # Without a MAC address of its own a bridge takes the lowest of its ports': a new pod
+            # would change it, and the neighbours would send to the old one for a while.
+            links.link("add", ifname=name, kind="bridge", address=_BRIDGE_MAC)
             index = links.link_lookup(ifname=name)[0]
             _address(links, index, address)
             links.link("set", index=index, state="up")
