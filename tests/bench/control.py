@@ -23,7 +23,7 @@ import msgspec
 from pointsman import abi, bpf
 from pointsman.agent import Agent
 from pointsman.clusterip import ClusterIPs
-from pointsman.context import Context
+from pointsman.context import Context, Policy
 from pointsman.events import Changed, Event, Listed
 from pointsman.maps import View, apply
 from pointsman.objects import EndpointSlice, Ref, Service
@@ -288,6 +288,7 @@ def _changes(count: int, wanted: int) -> list[float]:
     rng = random.Random(1)
     with _node("change") as (directory, cgroup, name):
         settings = Settings(
+            policy=Policy(bind_guard=False),  # this machine's own ports stay as they are
             bpffs=Path("/sys/fs/bpf") / name,
             cgroup=cgroup.path,
             run_dir=directory / "run",
@@ -361,7 +362,8 @@ class _Node(AgentProcess):
 
     def start(self, *options: str, source: Path | None = None, wait: bool = True) -> None:
         arguments = [
-            "up", "--manifests", self.manifests, "--cgroup", self.cgroup, "--bpffs", self.root,
+            "up", "--no-bind-guard", "--manifests", self.manifests, "--cgroup", self.cgroup,
+            "--bpffs", self.root,
             "--run-dir", self.run_dir, "--state-dir", self.state_dir, *options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
