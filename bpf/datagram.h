@@ -8,8 +8,8 @@
 #define POINTSMAN_DATAGRAM_H
 
 /*
- * Still an endpoint of the service that this VIP belongs to? No hash is asked. A NodePort's own
- * key has no address: which one was meant is in the choice.
+ * Still an endpoint of the service that this VIP belongs to? A hash is asked only for a NodePort,
+ * whose own key has no address: the one that was meant may no longer be a node's.
  */
 static __always_inline bool still_valid(struct datagram *choice, const struct frontend_key *to)
 {

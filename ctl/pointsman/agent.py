@@ -320,10 +320,6 @@ class Agent:
         """Whether enough is known to say what the maps should hold."""
         return self._tracker.listed and self._surroundings.known
 
-    def _refuse_unused(self) -> None:
-        """Only now: what is in use there stands in the maps."""
-        self._maps.refuse(masks(self._settings.policy.refused_cidrs))
-
     def _skip(self) -> None:
         if (skipped := self._surroundings.skipped) is not None:
             self._maps.skip(skipped)
@@ -340,9 +336,7 @@ class Agent:
         if self._attached:
             self._carry_out(self._planner.update(changed))
         else:
-            self._carry_out(self._planner.replace(self._entries))
-            self._refuse_unused()
-            self._attach()
+            self._replace()
         self._totals["syncs"] += 1
         self._last_sync = {
             "time": time.time(),
@@ -382,6 +376,15 @@ class Agent:
         if plan.garbage:
             self._garbage.put((plan.garbage, self._planner))
 
+    def _replace(self) -> None:
+        """Makes what is known the whole state, and attaches if that is still to be done."""
+        self._carry_out(self._planner.replace(self._entries))
+        # Only now: what is in use there stands in the maps.
+        self._maps.refuse(masks(self._settings.policy.refused_cidrs))
+        self._skip()
+        if not self._attached:
+            self._attach()
+
     def _resync(self) -> None:
         """Starts over from what the maps hold, as after a restart."""
         self._planner = self._new_planner()
@@ -389,12 +392,8 @@ class Agent:
             return
         touched, self._touched = self._touched, set()
         self._resolve(touched)
-        self._carry_out(self._planner.replace(self._entries))
-        self._refuse_unused()
-        self._skip()
+        self._replace()
         self._last_sync.pop("error", None)
-        if not self._attached:
-            self._attach()
         self._left_behind.look()
 
     def _attach(self) -> None:

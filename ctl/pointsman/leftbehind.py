@@ -10,7 +10,7 @@ from typing import Any
 from pointsman.membership import Membership
 from pointsman.objects import Ref
 from pointsman.reaper import Found, Reaped, Reaper
-from pointsman.stale import stale, stale_flows
+from pointsman.stale import of_services, stale, stale_flows
 from pointsman.tracker import Tracker
 from pointsman.values import TCP, UDP
 
@@ -34,6 +34,9 @@ class LeftBehind:
         self._reaper = Reaper(maps, wait_for_readers, put, put, protocols=numbers)
         self._checks = self._destroyed = self._flows_deleted = 0
         self._problems: tuple[str, ...] = ()
+        #: Whether conntrack has flows to Services. Pointsman makes none: once those of a proxy
+        #: before are gone, nobody reads a hundred thousand entries at each change.
+        self._flows = True
         self.run, self.stop = self._reaper.run, self._reaper.stop
 
     def look(self) -> None:
@@ -47,7 +50,7 @@ class LeftBehind:
                 continue
             service = tracker.services.get(ref)
             if service is None or self._protocols & {port.protocol for port in service.spec.ports}:
-                self.look()
+                self._reaper.look(flows=self._flows)
                 return
 
     def judge(self, found: Found, members: Membership | None) -> None:
@@ -57,9 +60,12 @@ class LeftBehind:
             self.look()
             return
         self._checks += 1
+        flows = of_services(found.flows, members.serving)
+        if found.flows:
+            self._flows = bool(flows)
         self._reaper.destroy(
             stale(found.records, members.present, members.exists),
-            stale_flows(found.flows, members.serving),
+            stale_flows(flows, members.serving),
         )
 
     def take(self, reaped: Reaped) -> None:

@@ -12,7 +12,7 @@ from pointsman.values import ANY_IPV4, ANY_IPV6, Address, is_ipv4, to_address
 _MASK = (1 << 64) - 1
 _words = struct.Struct("=4I")
 _LOOPBACK_IPV4, _LOOPBACK_IPV6 = to_address("127.0.0.1"), to_address("::1")
-#: Bits that are set on average leave eleven of twelve other addresses without one.
+#: At most one bit in sixteen is set, and most often one in thirty: a VIP has a wildcard as well.
 _BITS_PER_FRONTEND = 16
 
 

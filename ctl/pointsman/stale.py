@@ -59,6 +59,12 @@ def stale(
     return found
 
 
+def of_services(flows: Iterable[Flow], serving: Endpoints) -> list[Flow]:
+    """The flows to a Service's address: some proxy translated them."""
+    ask = _cached(serving)
+    return [flow for flow in flows if ask(Frontend(*flow.vip, UDP)) is not None]
+
+
 def stale_flows(flows: Iterable[Flow], serving: Endpoints) -> list[Flow]:
     """The flows to a Service that are answered by none of its serving endpoints.
 
