@@ -121,8 +121,7 @@ static __always_inline __u64 mark_of(const __be32 *addr)
 	return x ^ x >> 32;
 }
 
-/* False for an address that has no frontend. Nearly all connections that are none of ours end
- * here: one bit is read instead of two keys sought in a hash. */
+/* False for an address that has no frontend. */
 static __always_inline bool is_marked(const __be32 *addr)
 {
 	__be32 folded[4];
@@ -158,6 +157,13 @@ static __always_inline bool is_unused(const __be32 *addr)
 			return true;
 	}
 	return false;
+}
+
+/* Whether there is anything to look for. Nearly all connections that are none of ours end here: one
+ * bit is read instead of two keys sought in a hash. */
+static __always_inline bool concerns_us(const __be32 *addr)
+{
+	return is_marked(addr) || is_unused(addr);
 }
 
 /* What an address is to us as a whole. */
@@ -235,8 +241,8 @@ struct destination {
 };
 
 /*
- * The service and set for a destination: TRANSLATED, NOT_A_SERVICE, or the errno that the caller
- * of connect() or sendmsg() gets.
+ * The service and set for a destination whose address concerns us: TRANSLATED, NOT_A_SERVICE, or the
+ * errno that the caller of connect() or sendmsg() gets.
  */
 static __always_inline int find_destination(void *ctx, struct frontend_key *key,
 					    struct destination *to)
@@ -244,8 +250,6 @@ static __always_inline int find_destination(void *ctx, struct frontend_key *key,
 	__u32 counter = COUNTER_REFUSED;
 	int error = TRANSLATED;
 
-	if (!is_marked(key->addr) && !is_unused(key->addr))
-		return NOT_A_SERVICE;
 	to->service = find_service(key, &to->id);
 	if (!to->service || to->service->flags & SERVICE_NODE_PORT)
 		error = find_by_address(ctx, key, &to->service, &to->id, &counter);

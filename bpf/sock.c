@@ -121,19 +121,21 @@ static __always_inline int sock_connect(struct bpf_sock_addr *ctx, struct fronte
 	struct found found;
 	__u64 cookie, first;
 	struct slot *slot;
+	bool ours;
 	int error;
 
 	if (to->proto != IPPROTO_TCP && to->proto != IPPROTO_UDP)
 		return NOT_A_SERVICE;
+	ours = concerns_us(to->addr);
 	/* What a TCP socket left in the record when its SYN never went, sock_ops tells by the peer. */
-	if (to->proto == IPPROTO_TCP && !is_marked(to->addr) && !is_unused(to->addr))
+	if (!ours && to->proto == IPPROTO_TCP)
 		return NOT_A_SERVICE;
 	cookie = bpf_get_socket_cookie(ctx);
 	bucket = bucket_of(cookie);
 	if (!bucket)
 		return NOT_A_SERVICE;
 	first = first_of(bucket);
-	error = find_destination(ctx, to, &of);
+	error = ours ? find_destination(ctx, to, &of) : NOT_A_SERVICE;
 	if (error != TRANSLATED) {
 		if (error == NOT_A_SERVICE)
 			free_record(cookie, bucket);
@@ -198,7 +200,7 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct fronte
 	sent = datagrams.sk_storage_get(ctx->sk, NULL, 0);
 	if (sent && recall(sent, to))
 		return TRANSLATED;
-	error = find_destination(ctx, to, &of);
+	error = concerns_us(to->addr) ? find_destination(ctx, to, &of) : NOT_A_SERVICE;
 	if (error != TRANSLATED) {
 		if (sent && error == NOT_A_SERVICE)
 			forget(sent, to);

