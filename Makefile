@@ -5,7 +5,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 .NOTPARALLEL:
-.PHONY: help setup demo test check test-kernel bench fmt clean lint types layers setup-dev root
+.PHONY: help setup demo test check test-kernel test-cluster bench fmt clean lint types layers setup-dev root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,10 +19,14 @@ demo: root setup ## play the main case in network namespaces (root; FAST=1 for t
 test: root check test-kernel ## everything: lint, types, layers, unit, property, golden and kernel tests (root)
 
 check: setup-dev lint types layers ## lint, types, layers and the tests that need no root
-	$(PYTHON) -m pytest -m "not kernel"
+	$(PYTHON) -m pytest -m "not kernel and not cluster"
 
 test-kernel: root setup-dev ## the tests with real programs in this kernel (root)
-	$(PYTHON) -m pytest -m kernel
+	$(PYTHON) -m pytest -m "kernel and not cluster"
+
+test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, which is built the first time (root, Go)
+	$(PYTHON) -m tests.cluster.build
+	$(PYTHON) -m pytest -m cluster
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench

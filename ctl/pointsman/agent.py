@@ -12,30 +12,25 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from pointsman import abi, host, netlink, netns, state
+from pointsman import host, netlink, netns, state
 from pointsman.builtin import DnsService, dns_address
-from pointsman.clusterip import ClusterIPs
 from pointsman.dns import DnsServer
-from pointsman.events import Changed, Event, Listed, Problem, Problems
+from pointsman.events import Changed, Event, Listed, Problem, Problems, Reach
 from pointsman.leftbehind import LeftBehind
-from pointsman.maps import Maps, View, apply, take_over
-from pointsman.membership import Membership
-from pointsman.nodes import masks
-from pointsman.objects import Ref
-from pointsman.pins import Loaded, Pins
-from pointsman.plan import Garbage, Plan
+from pointsman.objects import EndpointSlice, Ref, Service
+from pointsman.plan import Garbage
 from pointsman.planner import Planner
 from pointsman.reaper import Found, Reaped
 from pointsman.report import Reporter
-from pointsman.settings import Settings
+from pointsman.settings import Reconfigured, Settings
 from pointsman.surroundings import OptedOut, Surroundings
-from pointsman.tracker import Tracker
-from pointsman.values import Address, Entry
-from pointsman.wanted import resolve_ref
+from pointsman.sync import Sync
+from pointsman.telemetry import Telemetry
+from pointsman.values import Address
 from pointsman.zone import Zone
 
 log = logging.getLogger("pointsman.agent")
@@ -43,8 +38,6 @@ log = logging.getLogger("pointsman.agent")
 _BATCH = 1000  # events folded into one plan at most
 _RETRY = 1.0  # seconds until a failed sync is tried again
 _HEARTBEAT = 1.0  # seconds between two writings of the status file, at most
-_COLLECT = gc.get_threshold()
-_UNREACHABLE = abi.constants()["EMPTY_UNREACHABLE"]
 
 
 class Source(Protocol):
@@ -53,6 +46,18 @@ class Source(Protocol):
 
     def run(self, put: Callable[[Event], None], stop: threading.Event) -> None: ...
     def where(self, ref: Ref) -> str: ...
+
+
+class Companion(Protocol):
+    """What runs beside the agent on a thread of its own, until `stop`, and tells it things."""
+
+    def run(self, put: Callable[[Reconfigured], None], stop: threading.Event) -> None: ...
+
+
+class Listener(Protocol):
+    """Hears of everything that is wrong now, each time that changes. Must not wait."""
+
+    def problems(self, found: Sequence[Problem]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,33 +71,41 @@ class _Addresses:
     addresses: frozenset[Address]
 
 
-_Message = Event | _Reclaimed | _Addresses | Found | Reaped | OptedOut
+_Message = Event | _Reclaimed | _Addresses | Found | Reaped | OptedOut | Reconfigured
 
 
 class Agent:
-    """Runs until told to stop. Errors of `pointsman.errors` end it before it changed anything."""
+    """Runs until told to stop. Errors of `pointsman.errors` end it before it changed anything.
 
-    def __init__(self, settings: Settings, source: Source) -> None:
+    `configuration`: what puts a Reconfigured when the operator wants something else.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: Source,
+        telemetry: Telemetry | None = None,
+        *,
+        configuration: Companion | None = None,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
         self._settings = settings
         self._source = source
+        self._telemetry = telemetry or Telemetry()
+        self._configuration = configuration
+        self._listeners = listeners
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._garbage: queue.SimpleQueue[tuple[Garbage, Planner] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._pins = Pins(settings.bpffs, settings.sizes)
         self._reporter = Reporter(settings, source.where)
         self._surroundings = Surroundings(settings, self._queue.put)
-        self._touched: set[Ref] = set()  # not resolved yet
-        self._entries: dict[Ref, tuple[Entry, ...]] = {}
-        self._resolve_problems: dict[Ref, tuple[Problem, ...]] = {}
         self._source_problems: tuple[Problem, ...] = ()
-        self._no_local: set[Ref] = set()  # Services whose policy leaves them without an endpoint
-        self._attached = False
+        self._config_problems: tuple[Problem, ...] = ()
+        self._reach: Reach | None = None
+        self._dns: DnsServer | None = None
         self.failed = ""
         self._status_due = True
         self._status_at = 0.0
-        self._totals = {"syncs": 0, "failures": 0}
-        self._last_sync: dict[str, Any] = {}
-        self._claims: dict[str, Ref] = {}
         self.ready = threading.Event()
 
     def stop(self) -> None:
@@ -104,33 +117,33 @@ class Agent:
     def run(self) -> None:
         """Loads, syncs, attaches and follows the source until `stop`."""
         settings = self._settings
-        # Until `_attach` next to nothing dies: looking for it would be half of a first sync.
+        # Until all is attached next to nothing dies: looking for it would be half of a first sync.
         gc.set_threshold(10_000_000)
         lock = state.Lock(settings.run_dir)
         threads: list[threading.Thread] = []
-        dns: DnsServer | None = None
         try:
             settings.state_dir.mkdir(parents=True, exist_ok=True)
             host.mount_bpffs(settings.bpffs)
             host.check_cgroup(settings.cgroup)
             if warning := host.cgroup_warning():
                 log.warning(warning)
-            self._claims = state.read_claims(settings.state_dir)
-            self._cluster_ips = ClusterIPs(settings.service_cidrs, self._claims)
-            self._tracker = Tracker(self._cluster_ips)
-            dns = self._start_dns()
-            loaded = self._pins.load()
-            log.info("loaded generation=%s compiled=%s", loaded.generation.name, loaded.compiled)
-            self._open(loaded)
+            self._sync = Sync(
+                settings,
+                self._surroundings,
+                self._telemetry,
+                lambda garbage, planner: self._garbage.put((garbage, planner)),
+            )
+            self._start_dns()
+            self._sync.open()
+            self._left_behind = LeftBehind(
+                self._sync.loaded.generation.maps,
+                self._sync.maps.wait_for_readers,
+                self._queue.put,
+                tcp=settings.end_tcp,
+            )
             self._prepare_host()
             netlink.load()
-            for name, target in (
-                ("source", lambda: self._source.run(self._queue.put, self._stop)),
-                ("addresses", self._watch_addresses),
-                ("reclaim", self._reclaim),
-                ("reaper", self._left_behind.run),
-                ("optouts", self._surroundings.run),
-            ):
+            for name, target in self._bodies():
                 thread = threading.Thread(target=self._guard(name, target), name=name, daemon=True)
                 thread.start()
                 threads.append(thread)
@@ -141,13 +154,25 @@ class Agent:
             self._surroundings.stop()
             if threads:
                 self._left_behind.stop()
-            if dns:
-                dns.stop()
+            if self._dns:
+                self._dns.stop()
             for thread in threads:
                 thread.join(timeout=5)
             if threads:
                 self._write_status(stopped=True)
             lock.release()
+
+    def _bodies(self) -> list[tuple[str, Callable[[], None]]]:
+        bodies: list[tuple[str, Callable[[], None]]] = [
+            ("source", lambda: self._source.run(self._put, self._stop)),
+            ("addresses", self._watch_addresses),
+            ("reclaim", self._reclaim),
+            ("reaper", self._left_behind.run),
+            ("optouts", self._surroundings.run),
+        ]
+        if configuration := self._configuration:
+            bodies.append(("config", lambda: configuration.run(self._queue.put, self._stop)))
+        return bodies
 
     def _guard(self, name: str, target: Callable[[], None]) -> Callable[[], None]:
         """A thread that ends by an exception ends the agent, in the open: the kernel goes on
@@ -163,58 +188,49 @@ class Agent:
 
         return run
 
-    def _start_dns(self) -> DnsServer | None:
+    def _put(self, event: Event) -> None:
+        """On the source's threads, so that a stuck agent is seen to have something queued."""
+        if isinstance(event, Listed | Changed):
+            refs = [obj.ref for obj in event.objects]
+            refs += event.deleted if isinstance(event, Changed) else ()
+            kinds = [ref.kind for ref in refs]
+            self._telemetry.queued(
+                kinds.count(Service.__name__), kinds.count(EndpointSlice.__name__)
+            )
+        self._queue.put(event)
+
+    def _start_dns(self) -> None:
         settings = self._settings
-        self._zone: Zone | None = None
-        self._dns_service: DnsService | None = None
-        self._dns: DnsServer | None = None
         if not settings.dns_listen:
-            return None
+            return
         own = [dns_address(cidr) for cidr in settings.service_cidrs]
-        self._zone = Zone(settings.domain, nameservers=own)
-        server = DnsServer(self._zone, settings.dns_listen, settings.dns_upstreams, own=own)
+        zone = Zone(settings.domain, nameservers=own)
+        server = DnsServer(zone, settings.dns_listen, settings.dns_upstreams, own=own)
         server.start()
+        self._sync.zone = zone
         families = {":" in address for address, _ in server.addresses}
         served = [address for address in own if (":" in address) in families]
         if served:
-            self._dns_service = DnsService(served, server.addresses)
+            self._sync.dns_service = DnsService(served, server.addresses)
         self._dns = server
-        return server
-
-    def _open(self, loaded: Loaded) -> None:
-        self._loaded = loaded
-        self._maps = Maps(loaded.generation.maps, loaded.generation.programs)
-        self._planner = self._new_planner()
-        self._left_behind = LeftBehind(
-            loaded.generation.maps,
-            self._maps.wait_for_readers,
-            self._queue.put,
-            tcp=self._settings.end_tcp,
-        )
 
     def _prepare_host(self) -> None:
         """What the programs must know of this machine, and the ports that nobody else may get."""
-        policy, run_dir = self._settings.policy, self._settings.run_dir
         try:
             cookie = netns.cookie()
         except OSError as error:
             cookie = 0
             log.warning("NodePorts at 127.0.0.1 and the bind guard are off: %s", error)
-        self._maps.set_host_netns(cookie)
+        self._sync.maps.set_host_netns(cookie)
+        self._reserve_ports()
+
+    def _reserve_ports(self) -> None:
+        policy, run_dir = self._settings.policy, self._settings.run_dir
         wanted = (policy.node_port_range,) if policy.bind_guard else ()
         try:
             state.write_reserved(run_dir, host.hold_ports(wanted, state.read_reserved(run_dir)))
         except OSError as error:
             log.warning("NodePorts are not kept from sockets that ask for any port: %s", error)
-
-    def _new_planner(self) -> Planner:
-        """Takes over what the maps hold; after an upgrade also the numbers of the old ones."""
-        inherited = None
-        if self._loaded.previous and self._loaded.rebuilt:
-            previous = View(self._loaded.previous.maps)
-            inherited = previous.snapshot()
-            previous.close()
-        return take_over(self._maps, inherited)
 
     def _watch_addresses(self) -> None:
         netlink.watch_addresses(lambda found: self._queue.put(_Addresses(found)), self._stop)
@@ -236,7 +252,7 @@ class Agent:
                     batch.extend(more[0])
                 else:
                     batch, planner = more
-            self._maps.wait_for_readers()
+            self._sync.maps.wait_for_readers()
             self._queue.put(_Reclaimed(batch, planner))
             if ending:
                 return
@@ -244,22 +260,10 @@ class Agent:
     # -- following the source ----------------------------------------------------------------
 
     def _follow(self) -> None:
-        retry_at = 0.0
         while not self._stop.is_set():
-            messages = self._next()
-            try:
-                # After a failure the planner's books are wrong: nothing goes by them until then.
-                self._take(messages, hold=bool(retry_at))
-                if retry_at and time.monotonic() >= retry_at:
-                    self._resync()
-                    retry_at = 0.0
-            except OSError as error:
-                # One way to recover from anything: read what is there, plan anew.
-                self._totals["failures"] += 1
-                self._last_sync["error"] = str(error)
-                self._status_due = True
-                log.error("sync failed, reading the maps again in %ss: %s", _RETRY, error)
-                retry_at = time.monotonic() + _RETRY
+            self._take(self._next())
+            if self._sync.retry(_RETRY):
+                self._synced(None)
             if self._status_due and time.monotonic() - self._status_at >= _HEARTBEAT:
                 self._write_status()
 
@@ -276,192 +280,106 @@ class Agent:
                 break
         return messages
 
-    def _take(self, messages: list[_Message], *, hold: bool = False) -> None:
-        retry = listed = skips = False
+    def _take(self, messages: list[_Message]) -> None:
         found: list[Found] = []
         for message in messages:
-            if isinstance(message, Listed | Changed):
-                event = self._dns_service.add(message) if self._dns_service else message
-                self._touched |= self._tracker.fold(event)
-                listed |= isinstance(message, Listed)
-            elif isinstance(message, Problems):
-                self._source_problems = message.problems
-                self._status_due = True
-            elif isinstance(message, _Addresses):
-                self._surroundings.move(message.addresses)
-                self._status_due = True
-            elif isinstance(message, Found):
-                found.append(message)
-            elif isinstance(message, Reaped):
-                self._left_behind.take(message)
-                self._status_due = True
-            elif isinstance(message, OptedOut):
-                self._surroundings.take(message)
-                self._status_due = skips = True
-            elif message.planner is self._planner:
-                self._planner.reclaim(message.garbage)
-                retry = bool(self._planner.unplaced)
-        self._touched |= self._surroundings.follow(self._tracker, self._touched)
-        ready = self._ready
-        if ready and not hold and (self._touched or not self._attached or listed or retry):
-            touched, self._touched = self._touched, set()
-            self._sync(touched)
-        if skips:
-            self._skip()
+            self._status_due |= not isinstance(message, _Reclaimed | Found)
+            match message:
+                case Listed() | Changed():
+                    self._sync.take(message)
+                case Problems():
+                    self._source_problems = message.problems
+                case Reach():
+                    self._take_reach(message)
+                case _Addresses():
+                    self._surroundings.move(message.addresses)
+                case Found():
+                    found.append(message)
+                case Reaped():
+                    self._left_behind.take(message)
+                case OptedOut():
+                    self._surroundings.take(message)
+                    self._sync.skip()
+                case Reconfigured():
+                    self._reconfigure(message)
+                case _Reclaimed():
+                    self._sync.reclaimed(message.garbage, message.planner)
+        attached = self._sync.attached
+        touched = self._sync.advance()
+        if touched is not None:
+            self._synced(touched if attached else None)
         # Sockets are judged by what the maps say, after they say it.
-        known = ready and not hold and not self._touched
         for each in found:
-            self._left_behind.judge(each, self._members() if known else None)
+            self._left_behind.judge(each, self._sync.members())
         if self._status_due:
-            self._reporter.problems(self.problems())
+            self._tell_problems()
 
-    @property
-    def _ready(self) -> bool:
-        """Whether enough is known to say what the maps should hold."""
-        return self._tracker.listed and self._surroundings.known
-
-    def _skip(self) -> None:
-        if (skipped := self._surroundings.skipped) is not None:
-            self._maps.skip(skipped)
-
-    def _members(self) -> Membership:
-        return Membership(self._tracker, self._surroundings.context, self._planner.owner)
-
-    # -- syncing -----------------------------------------------------------------------------
-
-    def _sync(self, touched: set[Ref]) -> None:
-        began = time.monotonic()
-        changed = self._resolve(touched)
-        self._save_claims()
-        if self._attached:
-            self._carry_out(self._planner.update(changed))
-        else:
-            self._replace()
-        self._totals["syncs"] += 1
-        self._last_sync = {
-            "time": time.time(),
-            "seconds": round(time.monotonic() - began, 6),
-            "services": len(touched),
-        }
+    def _synced(self, touched: set[Ref] | None) -> None:
+        """The maps are in step; None: as a whole, and what left before is to be looked for."""
         self._status_due = True
-        self._left_behind.look_after(touched, self._tracker)
-
-    def _resolve(self, touched: set[Ref]) -> dict[Ref, tuple[Entry, ...]]:
-        changed: dict[Ref, tuple[Entry, ...]] = {}
-        for ref in touched:
-            if self._zone and ref.kind == "Service":
-                if service := self._tracker.services.get(ref):
-                    self._zone.put(service, self._tracker.slices(ref))
-                else:
-                    self._zone.delete(ref)
-            entries, problems = resolve_ref(ref, self._tracker, self._surroundings.context)
-            if problems:
-                self._resolve_problems[ref] = problems
-            else:
-                self._resolve_problems.pop(ref, None)
-            if entries != self._entries.get(ref, ()):
-                changed[ref] = entries
-                if entries:
-                    self._entries[ref] = entries
-                else:
-                    del self._entries[ref]
-                if any(e.empty == _UNREACHABLE and not e.endpoints for e in entries):
-                    self._no_local.add(ref)
-                else:
-                    self._no_local.discard(ref)
-        return changed
-
-    def _carry_out(self, plan: Plan) -> None:
-        apply(plan, self._maps)
-        if plan.garbage:
-            self._garbage.put((plan.garbage, self._planner))
-
-    def _replace(self) -> None:
-        """Makes what is known the whole state, and attaches if that is still to be done."""
-        self._carry_out(self._planner.replace(self._entries))
-        # Only now: what is in use there stands in the maps.
-        self._maps.refuse(masks(self._settings.policy.refused_cidrs))
-        self._skip()
-        if not self._attached:
-            self._attach()
-
-    def _resync(self) -> None:
-        """Starts over from what the maps hold, as after a restart."""
-        self._planner = self._new_planner()
-        if not self._ready:
+        if touched is not None:
+            self._left_behind.look_after(touched, self._sync.tracker)
             return
-        touched, self._touched = self._touched, set()
-        self._resolve(touched)
-        self._replace()
-        self._last_sync.pop("error", None)
         self._left_behind.look()
+        if not self.ready.is_set():
+            self._write_status()
+            self._telemetry.attached()
+            self.ready.set()
 
-    def _attach(self) -> None:
-        """The links, once the maps are filled: from here on sockets are translated."""
-        flipped = self._pins.attach(self._loaded.generation, self._settings.cgroup)
-        previous = self._loaded.generation.maps / "previous_load"
-        if self._loaded.previous or previous.exists():
-            # What still runs of the old programs counts into the old map: wait, then add it up.
-            self._maps.wait_for_readers()
-            self._maps.merge_load()
-            self._loaded = dataclasses.replace(self._loaded, previous=None)
-        self._pins.drop_others(self._loaded.generation)
-        self._attached = True
-        log.info("attached cgroup=%s flipped=%s", self._settings.cgroup, len(flipped))
-        # Ten thousand Services are a million objects that never die: keep them out of the
-        # collector's way, whose pauses would else be longer than a change takes.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_COLLECT)
-        self._left_behind.look()  # what left while no agent looked
-        self._write_status()
-        self.ready.set()
+    def _take_reach(self, reach: Reach) -> None:
+        before = self._reach
+        self._reach = reach
+        self._telemetry.reach(reach)
+        if reach.error and not (before and before.error == reach.error):
+            log.error("%s: %s; connections go on by what is known", reach.server, reach.error)
+        elif not reach.error and (before is None or before.error):
+            log.info("following the API server at %s", reach.server)
 
-    def _save_claims(self) -> None:
-        claims, saved = self._cluster_ips.claims, self._claims
-        if claims is saved:
+    def _reconfigure(self, message: Reconfigured) -> None:
+        self._config_problems = message.problems
+        settings = message.settings
+        if settings is None or settings == self._settings:
             return
-        if claims != saved:
-            try:
-                state.write_claims(self._settings.state_dir, claims)
-            except OSError as error:  # connections don't wait for this disk
-                log.error(
-                    "ClusterIPs could not be saved, tried again with the next sync: %s", error
-                )
-                return
-        self._claims = claims
+        self._settings = settings
+        self._reporter.settings = settings
+        self._surroundings.reconfigure(settings)
+        self._left_behind.protocols(tcp=settings.end_tcp)
+        self._reserve_ports()
+        log.info("configuration changed")
 
     # -- telling -----------------------------------------------------------------------------
 
     def problems(self) -> list[Problem]:
         """Everything an operator should mend now."""
-        found = [*self._source_problems, *self._tracker.problems, *self._surroundings.problems]
-        found += [problem for each in self._resolve_problems.values() for problem in each]
-        found += [
-            Problem(
-                f"not (wholly) in force: {reason}", "it is tried again by itself", object=str(r)
-            )
-            for r, reason in self._planner.unplaced.items()
-        ]
-        return found
+        found = [*self._source_problems, *self._config_problems, *self._surroundings.problems]
+        return found + self._sync.problems()
+
+    def _tell_problems(self) -> list[Problem]:
+        problems, changed = self._reporter.problems(self.problems())
+        if changed:
+            for listener in self._listeners:
+                listener.problems(problems)
+        return problems
 
     def _write_status(self, *, stopped: bool = False) -> None:
         self._status_due = False
         self._status_at = time.monotonic()
-        problems = self._reporter.problems(self.problems())
+        problems = self._tell_problems()
+        sync = self._sync
         self._reporter.write(
-            self._tracker,
+            sync.tracker,
             self._dns,
+            self._reach,
             stopped=time.time() if stopped else None,
             failed=self.failed,
             sync={
-                **self._last_sync,
-                **self._totals,
+                **sync.last,
+                **sync.totals,
                 "problems": self._reporter.problems_so_far,
-                "attached": self._attached,
+                "attached": sync.attached,
             },
             problems=[dataclasses.asdict(problem) for problem in problems],
             stale=self._left_behind.status(),
-            noLocalEndpoints={"internal": len(self._no_local)},
+            noLocalEndpoints=dict(sync.no_local_endpoints()),
             **self._surroundings.status(),
         )

@@ -23,8 +23,8 @@ class Policy:
     external_ips: str = "all"
     #: Processes of the host may not bind to NodePorts and load balancers' ports.
     bind_guard: bool = True
-    #: CIDRs whose unused addresses are refused; () refuses none.
-    refused_cidrs: tuple[str, ...] = ()
+    #: Addresses of the service CIDRs that no Service has are refused.
+    refuse_unused_cluster_ips: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +44,10 @@ class Context:
     remote_addresses: frozenset[Address] = frozenset()
     #: The "primary" addresses (the first InternalIP of each family) of the other nodes.
     remote_primaries: frozenset[Address] = frozenset()
+    #: Where ClusterIPs come from, as far as it is known.
+    service_cidrs: tuple[str, ...] = ()
+
+    @property
+    def refused_cidrs(self) -> tuple[str, ...]:
+        """CIDRs whose unused addresses are refused."""
+        return self.service_cidrs if self.policy.refuse_unused_cluster_ips else ()

@@ -19,8 +19,11 @@ from pointsman.objects import KINDS, Object, Ref
 from pointsman.validate import validate
 from pointsman.yamlreader import Refused, json_documents, yaml_documents
 
-_API_VERSIONS = dict.fromkeys(KINDS, "v1") | {"EndpointSlice": "discovery.k8s.io/v1"}
-_CLUSTER_SCOPED = ("Node", "Namespace")
+_API_VERSIONS = dict.fromkeys(KINDS, "v1") | {
+    "EndpointSlice": "discovery.k8s.io/v1",
+    "ServiceCIDR": "networking.k8s.io/v1",
+}
+_CLUSTER_SCOPED = ("Node", "Namespace", "ServiceCIDR")
 # All of core/v1: in other groups anyone may define kinds.
 _CORE_KINDS = frozenset((
     "Binding", "ComponentStatus", "ConfigMap", "Endpoints", "Event", "LimitRange", "List",

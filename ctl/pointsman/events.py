@@ -13,7 +13,8 @@ class Problem:
 
     `where` is a file or an API path, `object` "Service ns/name" or "", `field` a path such as
     "spec.ports[0].port" or "". `severity` is "error" (it is not in force, or only its last good
-    version is) or "warning" (it is in force, but probably not what was meant).
+    version is) or "warning" (it is in force, but probably not what was meant). `reason` is that of
+    the Kubernetes Event, in CamelCase; "" for the general one of the severity.
     """
 
     message: str
@@ -22,6 +23,7 @@ class Problem:
     object: str = ""
     field: str = ""
     severity: str = "error"
+    reason: str = ""
 
     def __str__(self) -> str:
         place = ": ".join(part for part in (self.where, self.object, self.field) if part)
@@ -50,4 +52,14 @@ class Problems:
     problems: tuple[Problem, ...]
 
 
-Event = Listed | Changed | Problems
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Whether the API server answers: at which URL, since when (seconds since the epoch), and what
+    it, or the way there, says instead; "" while all watches run."""
+
+    server: str
+    since: float
+    error: str = ""
+
+
+Event = Listed | Changed | Problems | Reach

@@ -29,15 +29,19 @@ class LeftBehind:
         *,
         tcp: bool,
     ) -> None:
-        self._protocols = {"UDP", "TCP"} if tcp else {"UDP"}
-        numbers = frozenset({UDP, TCP} if tcp else {UDP})
-        self._reaper = Reaper(maps, wait_for_readers, put, put, protocols=numbers)
+        self._reaper = Reaper(maps, wait_for_readers, put, put)
+        self.protocols(tcp=tcp)
         self._checks = self._destroyed = self._flows_deleted = 0
         self._problems: tuple[str, ...] = ()
         #: Whether conntrack has flows to Services. Pointsman makes none: once those of a proxy
         #: before are gone, nobody reads a hundred thousand entries at each change.
         self._flows = True
         self.run, self.stop = self._reaper.run, self._reaper.stop
+
+    def protocols(self, *, tcp: bool) -> None:
+        """Whether TCP connections are ended, too."""
+        self._protocols = {"UDP", "TCP"} if tcp else {"UDP"}
+        self._reaper.protocols = frozenset({UDP, TCP} if tcp else {UDP})
 
     def look(self) -> None:
         """Asks for a look at everything, as after a start."""

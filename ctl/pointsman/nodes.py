@@ -29,7 +29,11 @@ _Cidr = tuple[int, int]  # value and mask of 128 bits; IPv4 as ::ffff:a.b.c.d
 
 
 def context_of(
-    nodes: Iterable[Node], name: str, local_addresses: Collection[Address], policy: Policy
+    nodes: Iterable[Node],
+    name: str,
+    local_addresses: Collection[Address],
+    policy: Policy,
+    service_cidrs: tuple[str, ...] = (),
 ) -> Context:
     """What this node is, from all Node objects, its name and its devices' addresses."""
     zone = ""
@@ -51,6 +55,7 @@ def context_of(
         own_addresses=own,
         remote_addresses=frozenset(remote),
         remote_primaries=frozenset(primaries),
+        service_cidrs=service_cidrs,
     )
 
 
@@ -83,7 +88,7 @@ def node_entries(context: Context) -> tuple[Entry, ...]:
     """
     policy = context.policy
     owner = PortName("", fitted(f"node/{context.node_name}"), "")
-    refused = _cidrs(policy.refused_cidrs)
+    refused = _cidrs(context.refused_cidrs)
     own = _primaries(context.own_addresses)
     local = {*context.local_addresses, *context.own_addresses}
     flags: dict[Address, int] = {}

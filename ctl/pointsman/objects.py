@@ -233,8 +233,17 @@ class NodeStatus(_Base, frozen=True):
     addresses: tuple[NodeAddress, ...] = ()
 
 
+class Taint(_Base, frozen=True):
+    key: str = ""
+
+
+class NodeSpec(_Base, frozen=True):
+    taints: tuple[Taint, ...] | None = ()
+
+
 class Node(_Base, frozen=True):
     metadata: ClusterMeta
+    spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
     @property
@@ -250,11 +259,27 @@ class Namespace(_Base, frozen=True):
         return Ref("Namespace", "", self.metadata.name)
 
 
-Object = Service | EndpointSlice | Pod | Node | Namespace
+class ServiceCIDRSpec(_Base, frozen=True):
+    cidrs: tuple[str, ...] = ()
+
+
+class ServiceCIDR(_Base, frozen=True):
+    """Where the API server takes ClusterIPs from (KEP-1880); there may be several."""
+
+    metadata: ClusterMeta
+    spec: ServiceCIDRSpec = ServiceCIDRSpec()
+
+    @property
+    def ref(self) -> Ref:
+        return Ref("ServiceCIDR", "", self.metadata.name)
+
+
+Object = Service | EndpointSlice | Pod | Node | Namespace | ServiceCIDR
 KINDS: dict[str, type[Object]] = {
     "Service": Service,
     "EndpointSlice": EndpointSlice,
     "Pod": Pod,
     "Node": Node,
     "Namespace": Namespace,
+    "ServiceCIDR": ServiceCIDR,
 }

@@ -62,7 +62,7 @@ class Reaper:
         self._wait_for_readers = wait_for_readers
         self._found = found
         self._reaped = reaped
-        self._protocols = protocols
+        self.protocols = protocols
         self._interval = interval
         self._changed = threading.Condition()
         self._wanted = self._flows_wanted = self._stopped = False
@@ -134,7 +134,7 @@ class Reaper:
                 present = netlink.flows()
             except OSError as error:
                 self._reaped(Reaped([], 0, (f"conntrack entries can't be read: {error}",)))
-        records = sockets.records(self._protocols)
+        records = sockets.records(self.protocols)
         if not records:
             self._missed.clear()
         if records or present:

@@ -13,7 +13,7 @@ from typing import Any
 from pointsman import __version__, state
 from pointsman.builtin import REF as DNS_REF
 from pointsman.dns import DnsServer
-from pointsman.events import Problem
+from pointsman.events import Problem, Reach
 from pointsman.objects import Ref
 from pointsman.resolve import is_balanced
 from pointsman.settings import Settings
@@ -27,15 +27,15 @@ class Reporter:
     """`where` names the file or API path of an object, "" if it knows none."""
 
     def __init__(self, settings: Settings, where: Callable[[Ref], str]) -> None:
-        self._settings = settings
+        self.settings = settings
         self._where = where
         self._reported: set[Problem] = set()
         self._started = time.time()
         self.problems_so_far = 0
 
-    def problems(self, found: Iterable[Problem]) -> list[Problem]:
+    def problems(self, found: Iterable[Problem]) -> tuple[list[Problem], bool]:
         """Logs what is new among all that is wrong now, and what was mended; returns it with the
-        places where it is to be mended."""
+        places where it is to be mended, and whether it differs from the last time."""
         located = [self._located(problem) for problem in found]
         now = set(located)
         for problem in sorted(now - self._reported, key=str):
@@ -43,8 +43,8 @@ class Reporter:
             (log.warning if problem.severity == "warning" else log.error)("%s", problem)
         for problem in sorted(self._reported - now, key=str):
             log.info("mended: %s", problem)
-        self._reported = now
-        return located
+        changed, self._reported = now != self._reported, now
+        return located, changed
 
     def _located(self, problem: Problem) -> Problem:
         """What came up after the source had let the object in lacks the file that it is from."""
@@ -55,9 +55,11 @@ class Reporter:
         ref = Ref(kind, namespace, name) if slash else Ref(kind, "", key)
         return dataclasses.replace(problem, where=self._where(ref))
 
-    def write(self, tracker: Tracker, dns: DnsServer | None, **more: Any) -> None:
+    def write(
+        self, tracker: Tracker, dns: DnsServer | None, reach: Reach | None, **more: Any
+    ) -> None:
         """Replaces the status file; `more` are the agent's own parts of it."""
-        settings = self._settings
+        settings = self.settings
         services = tracker.services
         dns_service = services.get(DNS_REF)
         status = {
@@ -76,8 +78,7 @@ class Reporter:
             },
             "policy": dataclasses.asdict(settings.policy),
             "source": {
-                "kind": "manifests",
-                "path": str(settings.manifests),
+                **_source(settings, reach),
                 "listed": tracker.listed,
                 "objects": tracker.counts(),
             },
@@ -100,6 +101,22 @@ class Reporter:
             state.write_json(Path(settings.run_dir) / state.STATUS, status)
         except OSError as error:
             log.error("status file: %s", error)
+
+
+def _source(settings: Settings, reach: Reach | None) -> dict[str, Any]:
+    api = settings.api
+    if api is None:
+        return {"kind": "manifests", "path": str(settings.manifests)}
+    return {
+        "kind": "kubernetes",
+        "kubeconfig": str(api.kubeconfig or ""),
+        "context": api.context,
+        "server": reach.server if reach else api.server,
+        # Since when the server answers, or does not; None before it was first asked.
+        "reachable": None if reach is None else not reach.error,
+        "since": reach.since if reach else None,
+        "error": reach.error if reach else "",
+    }
 
 
 def _texts(addresses: Sequence[tuple[str, int]]) -> list[str]:

@@ -89,7 +89,7 @@ def resolve(
 
 def _passed(service: Service, context: Context) -> tuple[Entry, ...]:
     """The ClusterIPs that another proxy serves: in use, where unused ones are refused."""
-    refused = context.policy.refused_cidrs
+    refused = context.refused_cidrs
     if not refused or not _has_addresses(service):
         return ()
     owner = PortName(service.metadata.namespace, service.metadata.name, "")

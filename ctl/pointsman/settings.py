@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pointsman.context import Policy
+from pointsman.events import Problem
+from pointsman.kube.access import Access
 from pointsman.pins import Sizes
 
 
@@ -26,5 +28,19 @@ class Settings:
     #: Name of this node's Node object; "" if it has none.
     node_name: str = ""
     policy: Policy = field(default_factory=Policy)
+    #: The API server to follow instead of `manifests`.
+    api: Access | None = None
+    #: Where /healthz, /livez and /readyz are answered, and /metrics; None is nowhere.
+    healthz: tuple[str, int] | None = None
+    metrics: tuple[str, int] | None = None
     #: Connections of removed endpoints are ended as well, not only UDP sockets.
     end_tcp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """The operator wants other settings. None: what was written is bad, or gone, so that what was
+    in force stays so. `problems` replace those of the configuration before."""
+
+    settings: Settings | None
+    problems: tuple[Problem, ...] = ()

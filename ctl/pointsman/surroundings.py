@@ -58,6 +58,11 @@ class Surroundings:
         self._addresses = addresses
         self._moved = True
 
+    def reconfigure(self, settings: Settings) -> None:
+        """The operator wants another policy."""
+        self._settings = settings
+        self._moved = True
+
     def take(self, found: OptedOut) -> None:
         self._found = found.namespaces
 
@@ -66,10 +71,14 @@ class Surroundings:
         again."""
         kinds = {ref.kind for ref in touched}
         more: set[Ref] = set()
-        if self._moved or "Node" in kinds:
+        if self._moved or kinds & {"Node", "ServiceCIDR"}:
             before, settings = self.context, self._settings
             self.context = context_of(
-                tracker.nodes.values(), settings.node_name, self._addresses or (), settings.policy
+                tracker.nodes.values(),
+                settings.node_name,
+                self._addresses or (),
+                settings.policy,
+                self._service_cidrs(tracker),
             )
             more = affected(tracker, before, self.context)
         if tracker.listed and (self._moved or kinds & {"Node", "Pod", "Namespace"}):
@@ -83,6 +92,12 @@ class Surroundings:
         self._moved = self._moved and not tracker.listed
         return more
 
+    def _service_cidrs(self, tracker: Tracker) -> tuple[str, ...]:
+        if self._settings.api is None:
+            return self._settings.service_cidrs
+        found = (cidr for each in tracker.service_cidrs.values() for cidr in each.spec.cidrs)
+        return tuple(sorted(set(found)))
+
     def status(self) -> dict[str, Any]:
         context = self.context
         return {
@@ -91,6 +106,7 @@ class Surroundings:
                 "zone": context.zone,
                 "localAddresses": len(context.local_addresses),
                 "remoteAddresses": len(context.remote_addresses),
+                "serviceCIDRs": list(context.service_cidrs),
             },
             "optedOut": {
                 "pods": len(self._wanted),

@@ -14,7 +14,16 @@ from pointsman.endpoints import endpoint_slices, selects
 from pointsman.events import Changed, Listed, Problem
 from pointsman.hostports import has_host_ports
 from pointsman.nodes import zone_of
-from pointsman.objects import EndpointSlice, Namespace, Node, Object, Pod, Ref, Service
+from pointsman.objects import (
+    EndpointSlice,
+    Namespace,
+    Node,
+    Object,
+    Pod,
+    Ref,
+    Service,
+    ServiceCIDR,
+)
 from pointsman.optout import ANNOTATION
 
 ServiceKey = tuple[str, str]  # namespace, name
@@ -24,7 +33,8 @@ class Tracker:
     """The objects by name. `fold` returns the refs of what is to be resolved again: Services, Pods
     that have hostPorts or may be opted out, Nodes and Namespaces.
 
-    `cluster_ips`: None when an API server hands out the addresses.
+    `cluster_ips`: None when an API server hands out the addresses, and controllers beside it make
+    the EndpointSlices.
     """
 
     def __init__(self, cluster_ips: ClusterIPs | None = None) -> None:
@@ -37,6 +47,7 @@ class Tracker:
         self.pods: dict[Ref, Pod] = {}
         self.nodes: dict[Ref, Node] = {}
         self.namespaces: dict[Ref, Namespace] = {}
+        self.service_cidrs: dict[Ref, ServiceCIDR] = {}
         self._zones: dict[str, str] = {}  # by node name, where there is one
         self._pods_in: dict[str, dict[Ref, Pod]] = defaultdict(dict)
         # One label of each selector, to find the Services that a Pod may belong to.
@@ -57,13 +68,17 @@ class Tracker:
         return [problem for found in self._problems.values() for problem in found]
 
     def counts(self) -> dict[str, int]:
-        """How many objects of each kind are known; of the last two only if there are any."""
+        """How many objects of each kind are known; of the last three only if there are any."""
         found = {
             "Service": len(self.services),
             "EndpointSlice": len(self._slices),
             "Pod": len(self.pods),
         }
-        rest = {"Node": len(self.nodes), "Namespace": len(self.namespaces)}
+        rest = {
+            "Node": len(self.nodes),
+            "Namespace": len(self.namespaces),
+            "ServiceCIDR": len(self.service_cidrs),
+        }
         return found | {kind: count for kind, count in rest.items() if count}
 
     # -- folding -----------------------------------------------------------------------------
@@ -75,7 +90,8 @@ class Tracker:
         self.listed = True
         present = {obj.ref for obj in event.objects}
         known = (
-            *self._written, *self._slices, *self.pods, *self.nodes, *self.namespaces
+            *self._written, *self._slices, *self.pods,
+            *self.nodes, *self.namespaces, *self.service_cidrs,
         )  # fmt: skip
         if self._cluster_ips is not None and not self._written:
             # In one go, so that the oldest claim wins and not the first in the list.
@@ -98,7 +114,7 @@ class Tracker:
                 if self.nodes.pop(ref, None):
                     touched.add(ref)
                     moved.add(ref.name)
-            elif self.namespaces.pop(ref, None):
+            elif self.namespaces.pop(ref, None) or self.service_cidrs.pop(ref, None):
                 touched.add(ref)
         for obj in objects:
             if isinstance(obj, Service):
@@ -113,6 +129,10 @@ class Tracker:
                     self.nodes[obj.ref] = obj
                     touched.add(obj.ref)
                     moved.add(obj.metadata.name)
+            elif isinstance(obj, ServiceCIDR):
+                if self.service_cidrs.get(obj.ref) != obj:
+                    self.service_cidrs[obj.ref] = obj
+                    touched.add(obj.ref)
             elif self.namespaces.get(obj.ref) != obj:
                 self.namespaces[obj.ref] = obj
                 touched.add(obj.ref)
@@ -254,6 +274,8 @@ class Tracker:
 
     def _remake(self, ref: Ref) -> bool:
         """Makes the Service's EndpointSlices from the Pods; whether they changed."""
+        if self._cluster_ips is None:
+            return False
         service = self.services[ref]
         pods = self._pods_in.get(ref.namespace, {}).values() if service.spec.selector else ()
         made = endpoint_slices(service, pods, self._zones)

@@ -8,6 +8,8 @@ metadata that Pointsman never reads is left to kubectl.
 
 from __future__ import annotations
 
+import ipaddress
+
 from pointsman.events import Problem
 from pointsman.findings import (
     FAMILIES,
@@ -22,7 +24,16 @@ from pointsman.findings import (
     check_unique,
 )
 from pointsman.names import remote_address_fault, show
-from pointsman.objects import EndpointHints, EndpointSlice, Namespace, Node, Object, Pod, Service
+from pointsman.objects import (
+    EndpointHints,
+    EndpointSlice,
+    Namespace,
+    Node,
+    Object,
+    Pod,
+    Service,
+    ServiceCIDR,
+)
 from pointsman.validatepod import check_pod
 from pointsman.validateservice import check_service
 
@@ -44,6 +55,8 @@ def validate(obj: Object) -> list[Problem]:
             findings = _node(obj)
         case Namespace():
             findings = _namespace(obj)
+        case ServiceCIDR():
+            findings = _service_cidr(obj)
     name = str(obj.ref)
     return [Problem(f.message, f.mend, "", name, f.field, f.severity) for f in findings]
 
@@ -110,7 +123,17 @@ def _namespace(namespace: Namespace) -> Findings:
     yield from _in_no_namespace(namespace)
 
 
-def _in_no_namespace(obj: Node | Namespace) -> Findings:
+def _service_cidr(cidr: ServiceCIDR) -> Findings:
+    yield from check_name(cidr.metadata)
+    yield from _in_no_namespace(cidr)
+    for i, text in enumerate(cidr.spec.cidrs):
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            yield Finding(f"spec.cidrs[{i}]", str(error), "write e.g. 10.96.0.0/12")
+
+
+def _in_no_namespace(obj: Node | Namespace | ServiceCIDR) -> Findings:
     if obj.metadata.namespace:
         message = f"a {obj.ref.kind} is in no namespace"
         yield Finding("metadata.namespace", message, "leave metadata.namespace out")

@@ -6,8 +6,9 @@ from pointsman.context import Context
 from pointsman.events import Problem
 from pointsman.hostports import has_host_ports, host_port_entries
 from pointsman.nodes import node_entries, node_problems
-from pointsman.objects import Ref
-from pointsman.resolve import local_vips, resolve
+from pointsman.objects import Ref, Service
+from pointsman.resolve import is_balanced, local_vips, resolve
+from pointsman.topology import categorize
 from pointsman.tracker import Tracker
 from pointsman.values import Entry
 
@@ -30,6 +31,29 @@ def resolve_ref(
     return (), ()
 
 
+def without_local(service: Service, tracker: Tracker, context: Context) -> frozenset[str]:
+    """The traffic policies, "internal" and "external", that keep this node from serving a port of
+    the Service, though it has endpoints elsewhere."""
+    spec = service.spec
+    policies = {
+        policy
+        for policy, value in (
+            ("internal", spec.internal_traffic_policy),
+            ("external", spec.external_traffic_policy),
+        )
+        if value == "Local"
+    }
+    if not policies or not is_balanced(service, context.policy.proxy_name):
+        return frozenset()
+    slices = tracker.slices(service.ref)
+    for port in spec.ports:
+        for family in {piece.address_type for piece in slices}:
+            choice = categorize(slices, family, port.name, port.protocol, context)
+            if choice.exist and not choice.local:
+                return frozenset(policies)
+    return frozenset()
+
+
 def all_refs(tracker: Tracker, context: Context) -> list[Ref]:
     """Every object that may have entries."""
     pods = (ref for ref, pod in tracker.pods.items() if has_host_ports(pod))
@@ -40,7 +64,10 @@ def affected(tracker: Tracker, before: Context, after: Context) -> set[Ref]:
     """What is to be resolved again when this node, its neighbours or the policy have changed."""
     if before == after:
         return set()
-    if (before.policy, before.node_name) != (after.policy, after.node_name):
+    if any(
+        getattr(before, name) != getattr(after, name)
+        for name in ("policy", "node_name", "refused_cidrs")
+    ):
         return {*all_refs(tracker, after), node_ref(before)}
     refs = {node_ref(after)}
     if before.zone != after.zone:

@@ -28,9 +28,9 @@ from pointsman.events import Changed, Event, Listed
 from pointsman.maps import View, apply
 from pointsman.objects import EndpointSlice, Ref, Service
 from pointsman.pins import Pins
-from pointsman.plan import Plan
 from pointsman.resolve import resolve
 from pointsman.settings import Settings
+from pointsman.telemetry import Telemetry
 from pointsman.tracker import Tracker
 from pointsman.values import TCP, Frontend, to_address
 from tests.bench.datapath import BIG
@@ -253,18 +253,18 @@ class _Memory:
         return ""
 
 
-class _Timed(Agent):
-    """The agent, which says when it has carried out a plan."""
+class _Timed(Telemetry):
+    """Says when the agent has carried out a plan."""
 
     done_at = 0.0
 
-    def __init__(self, settings: Settings, source: _Memory) -> None:
-        super().__init__(settings, source)
+    def __init__(self) -> None:
+        super().__init__()
         self.done = threading.Event()
 
-    def _carry_out(self, plan: Plan) -> None:
-        super()._carry_out(plan)
-        if plan.sets:
+    def stage(self, name: str, seconds: float) -> None:
+        super().stage(name, seconds)
+        if name == "apply":
             self.done_at = time.perf_counter()
             self.done.set()
 
@@ -298,7 +298,8 @@ def _changes(count: int, wanted: int) -> list[float]:
             dns_listen=(("127.0.0.1", 0),),
             sizes=BIG,
         )
-        agent = _Timed(settings, source)
+        timed = _Timed()
+        agent = Agent(settings, source, timed)
         thread = threading.Thread(target=agent.run)
         thread.start()
         try:
@@ -311,11 +312,11 @@ def _changes(count: int, wanted: int) -> list[float]:
                 moved[number] = moved[number] % 4 + 1
                 data = json.dumps(endpoint_slice(number, moved[number])).encode()
                 event = Changed((_decode_slice(data),))
-                agent.done.clear()
+                timed.done.clear()
                 began = time.perf_counter()
                 source.put(event)
-                assert agent.done.wait(30)
-                taken.append((agent.done_at - began) * 1e3)
+                assert timed.done.wait(30)
+                taken.append((timed.done_at - began) * 1e3)
                 # Changes come at any moment of what the agent does once a second.
                 time.sleep(rng.uniform(0, 0.04))
             return taken

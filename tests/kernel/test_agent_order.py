@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pointsman import agent as agent_module
+from pointsman import sync as sync_module
 from pointsman.agent import Agent
 from pointsman.events import Changed, Event
 from pointsman.leftbehind import LeftBehind
@@ -63,7 +63,7 @@ def test_pitfall_1_sockets_are_judged_after_the_maps_were_written(
     """Before, they would be judged by what was, ended, and come back to the same endpoint."""
     node.write("web.yaml", service("web", "10.96.0.1"))
     done: list[str] = []
-    apply, judge = agent_module.apply, LeftBehind.judge
+    apply, judge = sync_module.apply, LeftBehind.judge
 
     def applied(*arguments: Any) -> None:
         apply(*arguments)
@@ -76,7 +76,7 @@ def test_pitfall_1_sockets_are_judged_after_the_maps_were_written(
 
     with running(Agent(settings_of(node), ManifestSource(node.manifests))) as agent:
         until(agent.ready.is_set, "an attached agent")
-        monkeypatch.setattr(agent_module, "apply", applied)
+        monkeypatch.setattr(sync_module, "apply", applied)
         monkeypatch.setattr(LeftBehind, "judge", judged)
         agent._next = together(agent, Found([], []), Changed((OTHER,), ()))  # type: ignore[method-assign]
         until(lambda: len(done) >= 2, "both")
@@ -100,9 +100,9 @@ def test_what_came_with_something_that_fails_is_not_lost(
         until(agent.ready.is_set, "an attached agent")
         found = OptedOut({to_address("10.244.0.9"): 4711})
         agent._next = together(agent, found, Changed((OTHER,), ()))  # type: ignore[method-assign]
-        until(lambda: agent._maps.settings()["skipped"] == 1, "the second try")
+        until(lambda: agent._sync.maps.settings()["skipped"] == 1, "the second try")
         assert failed.is_set()
-        assert agent._maps.find(CLAIMED)
+        assert agent._sync.maps.find(CLAIMED)
 
 
 class Slow:
@@ -135,10 +135,10 @@ def test_a_failure_before_anything_is_listed_takes_nothing_away(
     again = threading.Event()
     with running(Agent(settings_of(node), Slow())) as agent:
         until(lambda: hasattr(agent, "_left_behind"), "the maps")
-        planner = agent._planner
+        planner = agent._sync._planner
         agent._queue.put(OptedOut({to_address("10.244.0.9"): 4711}))
         until(failed.is_set, "the failure")
-        until(lambda: agent._planner is not planner, "the recovery")
+        until(lambda: agent._sync._planner is not planner, "the recovery")
         again.wait(0.2)
         assert not agent.ready.is_set()
-        assert agent._maps.find(CLAIMED), "the Service went"
+        assert agent._sync.maps.find(CLAIMED), "the Service went"

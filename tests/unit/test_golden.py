@@ -1,6 +1,6 @@
 """Manifests in, maps out: each directory of tests/golden is a behaviour that one can read.
 
-`context.toml` in it says where the agent is: `node`, `local_addresses`, and what was chosen as
+`context.toml` in it says where the agent is: `node`, `local_addresses`, `service_cidrs`, and what was chosen as
 `[policy]`. The wildcards that lead from the addresses of nodes to NodePorts are shown if it names
 any address. `UPDATE_GOLDEN=1 pytest tests/unit/test_golden.py` writes what comes out now; read the
 difference.
@@ -74,9 +74,10 @@ def context_in(directory: Path, tracker: Tracker) -> Context:
         for name, value in given.pop("policy", {}).items()
     }
     name, addresses = given.pop("node", ""), given.pop("local_addresses", ())
+    cidrs = tuple(given.pop("service_cidrs", ()))
     assert not given, f"{path} says what nothing reads: {given}"
     local = frozenset(map(to_address, addresses))
-    return context_of(tracker.nodes.values(), name, local, Policy(**policy))
+    return context_of(tracker.nodes.values(), name, local, Policy(**policy), cidrs)
 
 
 def line(maps: FakeDatapath, frontend: Frontend, endpoints: tuple[Backend, ...], empty: int) -> str:

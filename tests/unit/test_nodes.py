@@ -39,7 +39,8 @@ DEFAULT = Policy()
 
 
 def context(policy: Policy = DEFAULT, name: str = "a", *nodes: Node) -> Context:
-    return context_of(nodes or (A, B), name, list(map(to_address, DEVICES)), policy)
+    cidrs = ("198.51.100.0/29", "fd00::/120")
+    return context_of(nodes or (A, B), name, list(map(to_address, DEVICES)), policy, cidrs)
 
 
 def test_the_context_is_told_from_the_node_objects() -> None:
@@ -130,7 +131,7 @@ IPV4 = {
         pytest.param(
             Policy(
                 node_port_addresses=("203.0.113.0/24", "fd00::a/128"),
-                refused_cidrs=("198.51.100.0/29", "fd00::/120"),
+                refuse_unused_cluster_ips=True,
             ),
             {
                 "203.0.113.1": NODE,

@@ -71,12 +71,7 @@ def up(*options: str, **environment: str) -> Any:
         ),
         pytest.param(
             ["--refuse-unused-cluster-ips"],
-            Policy(refused_cidrs=("10.96.0.0/12",)), id="unused-addresses-of-the-service-cidr",
-        ),
-        pytest.param(
-            ["--refuse-unused-cluster-ips", "--service-cidr", "10.0.0.0/16",
-             "--service-cidr", "fd00::/108"],
-            Policy(refused_cidrs=("10.0.0.0/16", "fd00::/108")), id="of-both-families",
+            Policy(refuse_unused_cluster_ips=True), id="unused-addresses-of-the-service-cidr",
         ),
     ],
 )  # fmt: skip

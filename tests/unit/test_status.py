@@ -119,7 +119,7 @@ TOLD: dict[str, Any] = {
         "localhost_node_ports": False,
         "external_ips": "local",
         "bind_guard": True,
-        "refused_cidrs": [],
+        "refuse_unused_cluster_ips": False,
     },
     "stale": {"destroyed": 3, "flowsDeleted": 4, "checks": 9},
     "noLocalEndpoints": {"internal": 1, "external": 2},
@@ -137,7 +137,7 @@ def test_status_tells_the_node_and_the_policy_in_force() -> None:
         "localhostNodePorts": False,
         "externalIPs": "local",
         "bindGuard": True,
-        "refusedCidrs": [],
+        "refuseUnusedClusterIPs": False,
     }
     lines = "\n".join(_status_lines(found, []))
     for line in (
@@ -147,7 +147,7 @@ def test_status_tells_the_node_and_the_policy_in_force() -> None:
         "  nodeport-addresses    192.0.2.0/24",
         "  node-port-range       30000-32767",
         "  localhost-nodeports   no",
-        "  refused CIDRs         <none>",
+        "  refuse-unused-cluster-ips  no",
         "  stale sockets destroyed           3",
         "  no local endpoints  Services with internalTrafficPolicy: 1, externalTrafficPolicy: 2",
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pointsman.clusterip import ClusterIPs
 from pointsman.events import Changed, Listed
 from pointsman.objects import (
     ClusterMeta,
@@ -71,7 +72,7 @@ POD_REF, NODE_REF = a_pod().ref, a_node().ref
 
 
 def after(*objects: Object) -> Tracker:
-    tracker = Tracker()
+    tracker = Tracker(ClusterIPs(("10.96.0.0/12",), {}))
     tracker.fold(Listed(objects))
     return tracker
 
@@ -156,7 +157,7 @@ def test_a_listing_takes_away_what_it_does_not_have() -> None:
 
 @pytest.mark.parametrize("node_first", [True, False])
 def test_zones_reach_the_hints_in_whatever_order_they_come(node_first: bool) -> None:
-    tracker = Tracker()
+    tracker = Tracker(ClusterIPs(("10.96.0.0/12",), {}))
     objects: list[Object] = [SERVICE, WEB]
     for event in ([a_node("east")], objects) if node_first else (objects, [a_node("east")]):
         tracker.fold(Changed(tuple(event)))

@@ -121,7 +121,7 @@ def _policy(policy: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "localhost-nodeports", policy.get("localhostNodePorts")
     yield "external-ips", policy.get("externalIPs")
     yield "bind-guard", policy.get("bindGuard")
-    yield "refused CIDRs", policy.get("refusedCidrs")
+    yield "refuse-unused-cluster-ips", policy.get("refuseUnusedClusterIPs")
 
 
 def _counters(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:

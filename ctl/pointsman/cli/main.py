@@ -7,11 +7,13 @@ import sys
 import click
 
 from pointsman import __version__
+from pointsman.cli.configure import config
 from pointsman.cli.describe import describe
 from pointsman.cli.health import status, verify
 from pointsman.cli.look import explain, get
 from pointsman.cli.maps import map_group
-from pointsman.cli.run import load, unload, up
+from pointsman.cli.run import load, unload
+from pointsman.cli.up import up
 from pointsman.dnslisten import DnsListenError
 from pointsman.errors import PointsmanError
 
@@ -36,11 +38,11 @@ def cli() -> None:
     \b
     Exit codes: 0 done, 1 not healthy or different, 2 wrong usage, 3 not root, 4 no cgroup2,
     5 no bpffs, 6 kernel too old, 7 no compiler (bcc), 8 foreign map layout, 9 already running,
-    11 nothing loaded, 12 not found, 10 anything else.
+    11 nothing loaded, 12 not found, 13 no cluster, 10 anything else.
     """
 
 
-for command in (up, load, unload, status, get, describe, explain, verify, map_group):
+for command in (up, load, unload, status, get, describe, explain, verify, map_group, config):
     cli.add_command(command)
 
 

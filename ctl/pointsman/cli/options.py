@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,3 +49,23 @@ def sizes(command: _Command) -> _Command:
             help=text,
         )(command)
     return command
+
+
+def address(text: str, default_port: int) -> tuple[str, int]:
+    """ADDR, ADDR:PORT or [ADDR]:PORT. Raises click.BadParameter."""
+    host_part, port = text, default_port
+    if text.startswith("["):
+        host_part, _, rest = text[1:].partition("]")
+        port_text = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        host_part, _, port_text = text.partition(":")
+    else:
+        port_text = ""
+    try:
+        if port_text:
+            port = int(port_text)
+        if not 0 <= port <= 65535:
+            raise ValueError
+        return str(ipaddress.ip_address(host_part)), port
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no ADDRESS[:PORT], such as 127.0.0.1:53") from None

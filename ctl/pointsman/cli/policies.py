@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import re
 import socket
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from pointsman.context import Policy
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _PRIMARY = "primary"
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -76,7 +73,7 @@ def _port_range(_context: click.Context, _param: click.Parameter, value: str) ->
     return first, last
 
 
-_OPTIONS = (
+OPTIONS = (
     click.option(
         "--service-proxy-name",
         default="",
@@ -137,33 +134,14 @@ node_name = click.option(
 )
 
 
-def policy(command: _Command) -> Callable[..., Any]:
-    """The options above, as one argument `policy`. The command has an option `service_cidrs`."""
-
-    @functools.wraps(command)
-    def run(
-        *args: Any,
-        service_proxy_name: str,
-        nodeport_addresses: tuple[str, ...],
-        node_port_range: tuple[int, int],
-        localhost_nodeports: bool,
-        external_ips: str,
-        refuse_unused_cluster_ips: bool,
-        bind_guard: bool,
-        **kwargs: Any,
-    ) -> Any:
-        chosen = Policy(
-            proxy_name=service_proxy_name,
-            node_port_addresses=nodeport_addresses,
-            node_port_range=node_port_range,
-            localhost_node_ports=localhost_nodeports,
-            external_ips=external_ips,
-            bind_guard=bind_guard,
-            refused_cidrs=kwargs["service_cidrs"] if refuse_unused_cluster_ips else (),
-        )
-        return command(*args, policy=chosen, **kwargs)
-
-    wrapped: Callable[..., Any] = run
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+def take(params: dict[str, Any]) -> Policy:
+    """The policy that these options say; takes them out of `params`."""
+    return Policy(
+        proxy_name=params.pop("service_proxy_name"),
+        node_port_addresses=params.pop("nodeport_addresses"),
+        node_port_range=params.pop("node_port_range"),
+        localhost_node_ports=params.pop("localhost_nodeports"),
+        external_ips=params.pop("external_ips"),
+        refuse_unused_cluster_ips=params.pop("refuse_unused_cluster_ips"),
+        bind_guard=params.pop("bind_guard"),
+    )

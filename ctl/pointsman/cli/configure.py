@@ -1,0 +1,163 @@
+"""The option --config of 'up', and 'pointsman config check': what a configuration file would do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pointsman.cli import show
+from pointsman.config import files, mounted
+from pointsman.config.configuration import BadConfiguration, Configuration
+from pointsman.events import Problem
+
+_Command = TypeVar("_Command", bound=Any)
+_PROBLEMS = "pointsman.configuration"
+
+
+def option(command: _Command) -> _Command:
+    """--config, read before all other options: it becomes their defaults.
+
+    So the order is command line, environment, file, default; the parameter is called `config`.
+    """
+    decorated: _Command = click.option(
+        "--config",
+        envvar="POINTSMAN_CONFIG",
+        type=click.Path(path_type=Path),
+        metavar="FILE|DIRECTORY",
+        is_eager=True,
+        callback=_configure,
+        help="A PointsmanConfiguration, kube-proxy's own file, or a ConfigMap that has one; a "
+        "directory where one is mounted. Watched for changes. Other options win over it.",
+    )(command)
+    return decorated
+
+
+def problems(context: click.Context) -> tuple[Problem, ...]:
+    """The warnings about the file that this context was parsed with."""
+    found: tuple[Problem, ...] = context.meta.get(_PROBLEMS, ())
+    return found
+
+
+def _configure(context: click.Context, _param: click.Parameter, value: Path | None) -> Path | None:
+    if value is None or context.resilient_parsing:
+        return value
+    _, configuration = _read(value, context.command)
+    if _PROBLEMS not in context.meta:  # later the agent tells of them
+        for problem in configuration.problems:
+            show.note(f"warning: {problem}")
+    context.meta[_PROBLEMS] = configuration.problems
+    context.default_map = {**(context.default_map or {}), **configuration.options}
+    return value
+
+
+def _read(path: Path, command: click.Command) -> tuple[Path, Configuration]:
+    """The file and its meaning. Raises click.BadParameter with a line for each problem."""
+    try:
+        file, data = mounted.load(path)
+        configuration = files.read(data, str(file))
+        if faults := _faults(configuration, command):
+            raise BadConfiguration(*(replace(each, where=str(file)) for each in faults))
+    except BadConfiguration as bad:
+        raise click.BadParameter("\n  ".join(map(str, bad.problems))) from None
+    return file, configuration
+
+
+def _faults(configuration: Configuration, command: click.Command) -> list[Problem]:
+    """What the options themselves have against the values."""
+    found = []
+    context = click.Context(command, info_name=command.name)
+    for param in command.params:
+        if param.name not in configuration.options:
+            continue
+        try:
+            value = param.type_cast_value(context, configuration.options[param.name])
+            if param.callback:
+                param.callback(context, param, value)
+        except click.BadParameter as error:
+            message, _, mend = error.message.rstrip(".").rpartition("; ")
+            if not message:
+                message, mend = mend, "write another value"
+            found.append(Problem(message, mend, field=configuration.fields[param.name]))
+    return found
+
+
+@click.group("config")
+def config() -> None:
+    """Look at configuration files."""
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE|DIRECTORY")
+@click.option("--strict", is_flag=True, help="Exit with 1 if there are warnings.")
+@show.output("table", "json", "yaml")
+@click.pass_context
+def check(context: click.Context, file: Path, strict: bool, form: str) -> None:
+    """Say what 'up --config' would make of a file. Changes nothing, and needs no root.
+
+    FILE is a PointsmanConfiguration, kube-proxy's KubeProxyConfiguration, or a ConfigMap that has
+    one of them. Warnings go to standard error. The exit code is 2 if the file is bad.
+
+    \b
+    Examples:
+        pointsman config check /etc/pointsman/config
+        kubectl -n kube-system get configmap kube-proxy -o yaml > kube-proxy.yaml
+        pointsman config check --strict kube-proxy.yaml
+    """
+    from pointsman.cli.up import up  # which has our option
+
+    found, configuration = _read(file, up)
+    rows = [
+        (_flag(up, name, value), value, configuration.fields[name])
+        for name, value in configuration.options.items()
+    ]
+    if form == "table":
+        click.echo(f"{found}: {configuration.kind}")
+        for line in show.table(["OPTION", "VALUE", "FROM"], rows):
+            click.echo(line)
+        if configuration.notes:
+            click.echo()
+            notes = [(note.field, note.why) for note in configuration.notes]
+            for line in show.table(["NEEDS NOTHING", "BECAUSE"], notes):
+                click.echo(line)
+    else:
+        click.echo(show.structured(_plain(str(found), configuration, rows), form))
+    for problem in configuration.problems:
+        show.note(f"warning: {problem}")
+    if strict and configuration.problems:
+        context.exit(1)
+
+
+def _flag(command: click.Command, name: str, value: object) -> str:
+    """The option as it is written on the command line."""
+    for param in command.params:
+        if param.name == name:
+            off = value is False and param.secondary_opts
+            return max(param.secondary_opts if off else param.opts, key=len)
+    return f"--{name.replace('_', '-')}"
+
+
+def _plain(
+    file: str, configuration: Configuration, rows: list[tuple[str, object, str]]
+) -> dict[str, Any]:
+    return {
+        "file": file,
+        "kind": configuration.kind,
+        "options": [
+            {"option": option, "value": value, "from": field} for option, value, field in rows
+        ],
+        "needsNothing": [
+            {"field": note.field, "because": note.why} for note in configuration.notes
+        ],
+        "warnings": [
+            {
+                "object": each.object,
+                "field": each.field,
+                "message": each.message,
+                "mend": each.mend,
+            }
+            for each in configuration.problems
+        ],
+    }

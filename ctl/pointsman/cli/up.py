@@ -1,0 +1,241 @@
+"""`pointsman up`: from options and configuration file to a running agent."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pointsman import host, state
+from pointsman.agent import Agent, Source
+from pointsman.cli import cluster, configure, options, policies
+from pointsman.config.reload import apply
+from pointsman.config.watch import ConfigWatch
+from pointsman.dnsupstream import upstreams_from_resolv_conf
+from pointsman.errors import PointsmanError
+from pointsman.events import Problem
+from pointsman.manifests import ManifestSource
+from pointsman.pins import Sizes
+from pointsman.settings import Reconfigured, Settings
+from pointsman.telemetry import Telemetry
+from pointsman.zone import Zone
+
+_ARGUMENTS = "pointsman.arguments"
+
+
+class _Up(click.Command):
+    """Remembers its arguments: a new configuration file is read by parsing them once more."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+def _each(found: Iterable[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(tuple(found)):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _cidr(
+    _context: click.Context, _param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    seen: set[int] = set()
+    for text in value:
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}; write e.g. 10.96.0.0/12") from None
+        if network.version in seen:
+            raise click.BadParameter(f"{text}: there is already one of IPv{network.version}")
+        seen.add(network.version)
+        if network.num_addresses < 16:
+            raise click.BadParameter(f"{text} has room for too few Services; take /28 or larger")
+    return value
+
+
+def _domain(_context: click.Context, _param: click.Parameter, value: str) -> str:
+    try:
+        Zone(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; write e.g. cluster.local") from None
+    return value
+
+
+@click.command(cls=_Up)
+@configure.option
+@click.option(
+    "--manifests",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/pointsman/manifests"),
+    show_default=True,
+    help="Directory of Kubernetes manifests (Service, EndpointSlice, Pod, Node, Namespace), "
+    "watched for changes.",
+)
+@click.option(
+    "--cgroup",
+    type=click.Path(path_type=Path),
+    help="cgroup2 directory whose processes are served.  [default: the cgroup2 root]",
+)
+@click.option(
+    "--service-cidr",
+    "service_cidrs",
+    envvar="POINTSMAN_SERVICE_CIDR",
+    multiple=True,
+    default=("10.96.0.0/12",),
+    show_default=True,
+    callback=_cidr,
+    help="Where Services without a clusterIP get one; once for each family.",
+)
+@policies.node_name
+@_each(policies.OPTIONS)
+@_each(cluster.OPTIONS)
+@click.option(
+    "--end-stale-tcp",
+    is_flag=True,
+    help="End TCP connections too when their endpoint is gone, as it is done with UDP.",
+)
+@click.option(
+    "--dns",
+    "dns_listen",
+    envvar="POINTSMAN_DNS",
+    multiple=True,
+    metavar="ADDRESS[:PORT]|off",
+    help="Where the built-in DNS server listens. Its ClusterIP is the tenth of the service CIDR. "
+    "Choose an address of the node when pods have network namespaces of their own.  "
+    "[default: 127.0.0.1:0; off with --kubernetes]",
+)
+@click.option(
+    "--dns-upstream",
+    "dns_upstreams",
+    envvar="POINTSMAN_DNS_UPSTREAM",
+    multiple=True,
+    metavar="ADDRESS[:PORT]|off",
+    help="Resolvers for other names.  [default: those of /etc/resolv.conf]",
+)
+@click.option(
+    "--domain",
+    default="cluster.local",
+    show_default=True,
+    callback=_domain,
+    help="The cluster's domain.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/pointsman"),
+    show_default=True,
+    help="Where ClusterIPs are remembered.",
+)
+@options.sizes
+@options.bpffs
+@options.run_dir
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def up(verbose: bool, **params: Any) -> None:
+    """Load, attach, and keep the maps in step with the manifests, or with an API server; runs in
+    the foreground.
+
+    Stopping it (SIGTERM, Ctrl-C, a crash) leaves the kernel balancing with the last state:
+    'pointsman unload' is what ends that.
+
+    \b
+    Examples:
+        pointsman up --manifests ./manifests
+        pointsman up --cgroup /sys/fs/cgroup/unified/apps --dns 10.244.0.1:53
+        pointsman up --node-name worker-1 --nodeport-addresses primary
+        pointsman up --nodeport-addresses 192.0.2.0/24,2001:db8::/64 --external-ips local
+        pointsman up --kubernetes --kubeconfig /etc/kubernetes/kubelet.conf
+        pointsman up --kubernetes --config /etc/pointsman/config
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    host.require_root()
+    context = click.get_current_context()
+    config = params.pop("config")
+    settings = settings_of(params)
+    follower = _Follower(config, context, settings) if config else None
+    agent = _agent(settings, follower)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    agent.run()
+    if agent.failed:
+        raise PointsmanError(f"{agent.failed}; see the log")
+
+
+def settings_of(params: dict[str, Any]) -> Settings:
+    """The settings that these parameters of `up` say. Raises click.UsageError."""
+    params = dict(params)
+    api = cluster.access(params)
+    healthz, metrics = cluster.bind_addresses(params, kubernetes=api is not None)
+    dns, upstreams = params["dns_listen"], params["dns_upstreams"]
+    if not dns:
+        dns = ("off",) if api else ("127.0.0.1:0",)
+    if upstreams:
+        forward = [] if "off" in upstreams else [options.address(t, 53) for t in upstreams]
+    else:
+        forward = upstreams_from_resolv_conf()
+    return Settings(
+        bpffs=params["bpffs"],
+        cgroup=(params["cgroup"] or host.cgroup_root()).absolute(),
+        run_dir=params["run_dir"].absolute(),
+        state_dir=params["state_dir"].absolute(),
+        manifests=params["manifests"].absolute(),
+        service_cidrs=params["service_cidrs"],
+        node_name=params["node_name"],
+        policy=policies.take(params),
+        api=api,
+        healthz=healthz,
+        metrics=metrics,
+        end_tcp=params["end_stale_tcp"],
+        domain=params["domain"],
+        dns_listen=() if "off" in dns else tuple(options.address(text, 53) for text in dns),
+        dns_upstreams=tuple(forward),
+        sizes=Sizes(
+            services=params["max_services"],
+            slots=params["max_slots"],
+            endpoints=params["max_endpoints"],
+        ),
+    )
+
+
+class _Follower:
+    """Reads the configuration again when its file changes: the same arguments, parsed anew."""
+
+    def __init__(self, path: Path, context: click.Context, settings: Settings) -> None:
+        self._path = path
+        self._context = context
+        self._settings = settings
+
+    def run(self, put: Callable[[Reconfigured], None], stop: threading.Event) -> None:
+        ConfigWatch(self._path, lambda: put(self._read())).run(stop)
+
+    def _read(self) -> Reconfigured:
+        command, parent = self._context.command, self._context.parent
+        try:
+            with command.make_context("up", list(self._context.meta[_ARGUMENTS]), parent) as ctx:
+                params = {k: v for k, v in ctx.params.items() if k not in ("verbose", "config")}
+                wanted = settings_of(params)
+                problems: tuple[Problem, ...] = configure.problems(ctx)
+        except click.ClickException as error:
+            message = error.format_message()
+            mend = "mend it; until then what was read before stays in force"
+            return Reconfigured(None, (Problem(message, mend, str(self._path)),))
+        self._settings, more = apply(self._settings, wanted)
+        return Reconfigured(self._settings, (*problems, *more))
+
+
+def _agent(settings: Settings, follower: _Follower | None) -> Agent:
+    telemetry = Telemetry()
+    source: Source = ManifestSource(settings.manifests, settings.state_dir / state.LAST_GOOD)
+    return Agent(settings, source, telemetry, configuration=follower)

@@ -1,0 +1,56 @@
+"""Which of new settings are applied while the agent runs. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from pointsman.events import Problem
+from pointsman.settings import Settings
+
+#: For each field of Settings the keys of PointsmanConfiguration that decide it.
+KEYS = {
+    "bpffs": "bpffs",
+    "cgroup": "cgroup",
+    "run_dir": "runDir",
+    "state_dir": "stateDir",
+    "manifests": "manifests",
+    "service_cidrs": "serviceCIDRs",
+    "domain": "domain",
+    "dns_listen": "dns",
+    "dns_upstreams": "dnsUpstreams",
+    "sizes": "maxServices, maxSlots, maxEndpoints",
+    "node_name": "nodeName",
+    "policy": "serviceProxyName, nodePortAddresses, nodePortRange, localhostNodePorts, "
+    "externalIPs, refuseUnusedClusterIPs, bindGuard",
+    "api": "kubernetes",
+    "healthz": "healthzBindAddress",
+    "metrics": "metricsBindAddress",
+    "end_tcp": "endStaleTCP",
+}
+#: These take effect at once.
+LIVE = frozenset(("policy", "end_tcp"))
+
+
+def apply(old: Settings, new: Settings) -> tuple[Settings, tuple[Problem, ...]]:
+    """The settings to go on with, and a warning for each that has to wait for the next start.
+
+    With an API server serviceProxyName waits as well: the selector of the running watch has it.
+    """
+    wanted: dict[str, Any] = {}
+    waiting: list[str] = []
+    for name in (each.name for each in fields(Settings)):
+        before, after = getattr(old, name), getattr(new, name)
+        if name in LIVE:
+            wanted[name] = after
+        elif before != after:
+            waiting.append(KEYS.get(name, name))
+    proxy_name = old.policy.proxy_name
+    if old.api is not None and proxy_name != new.policy.proxy_name:
+        wanted["policy"] = replace(new.policy, proxy_name=proxy_name)
+        waiting.append("serviceProxyName")
+    mend = "restart the agent: connections are not disturbed"
+    return replace(old, **wanted), tuple(
+        Problem("its change takes effect at the next start", mend, field=key, severity="warning")
+        for key in waiting
+    )
