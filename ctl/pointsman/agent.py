@@ -24,6 +24,7 @@ from pointsman.leftbehind import LeftBehind
 from pointsman.objects import EndpointSlice, Ref, Service
 from pointsman.plan import Garbage
 from pointsman.planner import Planner
+from pointsman.probes import Probes
 from pointsman.reaper import Found, Reaped
 from pointsman.report import Reporter
 from pointsman.settings import Reconfigured, Settings
@@ -55,8 +56,10 @@ class Companion(Protocol):
 
 
 class Listener(Protocol):
-    """Hears of everything that is wrong now, each time that changes. Must not wait."""
+    """Hears when the programs are attached, and of everything that is wrong now, each time that
+    changes. Must not wait."""
 
+    def attached(self) -> None: ...
     def problems(self, found: Sequence[Problem]) -> None: ...
 
 
@@ -87,13 +90,12 @@ class Agent:
         telemetry: Telemetry | None = None,
         *,
         configuration: Companion | None = None,
-        listeners: Sequence[Listener] = (),
     ) -> None:
         self._settings = settings
         self._source = source
         self._telemetry = telemetry or Telemetry()
         self._configuration = configuration
-        self._listeners = listeners
+        self.listeners: list[Listener] = []
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._garbage: queue.SimpleQueue[tuple[Garbage, Planner] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -103,6 +105,7 @@ class Agent:
         self._config_problems: tuple[Problem, ...] = ()
         self._reach: Reach | None = None
         self._dns: DnsServer | None = None
+        self._probes = Probes(settings, self._telemetry)
         self.failed = ""
         self._status_due = True
         self._status_at = 0.0
@@ -111,6 +114,11 @@ class Agent:
     def stop(self) -> None:
         """May be called from a signal handler or another thread."""
         self._stop.set()
+
+    def uid_of(self, ref: Ref) -> str:
+        """The uid of an object, "" if it has none or is not known. For listeners, when called."""
+        found = self._sync.tracker.find(ref)
+        return found.metadata.uid if found else ""
 
     # -- life --------------------------------------------------------------------------------
 
@@ -143,6 +151,7 @@ class Agent:
             )
             self._prepare_host()
             netlink.load()
+            self._probes.start()
             for name, target in self._bodies():
                 thread = threading.Thread(target=self._guard(name, target), name=name, daemon=True)
                 thread.start()
@@ -154,6 +163,7 @@ class Agent:
             self._surroundings.stop()
             if threads:
                 self._left_behind.stop()
+            self._probes.stop()
             if self._dns:
                 self._dns.stop()
             for thread in threads:
@@ -262,8 +272,8 @@ class Agent:
     def _follow(self) -> None:
         while not self._stop.is_set():
             self._take(self._next())
-            if self._sync.retry(_RETRY):
-                self._synced(None)
+            if (touched := self._sync.retry(_RETRY)) is not None:
+                self._synced(touched, whole=True)
             if self._status_due and time.monotonic() - self._status_at >= _HEARTBEAT:
                 self._write_status()
 
@@ -287,6 +297,8 @@ class Agent:
             match message:
                 case Listed() | Changed():
                     self._sync.take(message)
+                    if isinstance(message, Listed):
+                        self._telemetry.listed()
                 case Problems():
                     self._source_problems = message.problems
                 case Reach():
@@ -304,26 +316,28 @@ class Agent:
                     self._reconfigure(message)
                 case _Reclaimed():
                     self._sync.reclaimed(message.garbage, message.planner)
-        attached = self._sync.attached
-        touched = self._sync.advance()
-        if touched is not None:
-            self._synced(touched if attached else None)
+        whole = not self._sync.attached
+        if (touched := self._sync.advance()) is not None:
+            self._synced(touched, whole=whole)
         # Sockets are judged by what the maps say, after they say it.
         for each in found:
             self._left_behind.judge(each, self._sync.members())
         if self._status_due:
             self._tell_problems()
 
-    def _synced(self, touched: set[Ref] | None) -> None:
-        """The maps are in step; None: as a whole, and what left before is to be looked for."""
+    def _synced(self, touched: set[Ref], *, whole: bool) -> None:
+        """The maps are in step; as a `whole`: what left before is to be looked for, too."""
         self._status_due = True
-        if touched is not None:
+        self._probes.follow(touched, self._sync.tracker, self._surroundings.context)
+        if not whole:
             self._left_behind.look_after(touched, self._sync.tracker)
             return
         self._left_behind.look()
         if not self.ready.is_set():
             self._write_status()
             self._telemetry.attached()
+            for listener in self.listeners:
+                listener.attached()
             self.ready.set()
 
     def _take_reach(self, reach: Reach) -> None:
@@ -341,7 +355,7 @@ class Agent:
         if settings is None or settings == self._settings:
             return
         self._settings = settings
-        self._reporter.settings = settings
+        self._reporter.settings = self._probes.settings = settings
         self._surroundings.reconfigure(settings)
         self._left_behind.protocols(tcp=settings.end_tcp)
         self._reserve_ports()
@@ -352,12 +366,12 @@ class Agent:
     def problems(self) -> list[Problem]:
         """Everything an operator should mend now."""
         found = [*self._source_problems, *self._config_problems, *self._surroundings.problems]
-        return found + self._sync.problems()
+        return [*found, *self._probes.problems, *self._sync.problems()]
 
     def _tell_problems(self) -> list[Problem]:
         problems, changed = self._reporter.problems(self.problems())
         if changed:
-            for listener in self._listeners:
+            for listener in self.listeners:
                 listener.problems(problems)
         return problems
 
@@ -365,8 +379,8 @@ class Agent:
         self._status_due = False
         self._status_at = time.monotonic()
         problems = self._tell_problems()
-        sync = self._sync
-        self._reporter.write(
+        sync, stale = self._sync, self._left_behind.status()
+        told = self._reporter.write(
             sync.tracker,
             self._dns,
             self._reach,
@@ -379,7 +393,8 @@ class Agent:
                 "attached": sync.attached,
             },
             problems=[dataclasses.asdict(problem) for problem in problems],
-            stale=self._left_behind.status(),
+            stale=stale,
             noLocalEndpoints=dict(sync.no_local_endpoints()),
             **self._surroundings.status(),
         )
+        self._probes.tell(sync, told["balanced"], stale, self._dns, problems)

@@ -83,3 +83,7 @@ class Ids:
 
     def free(self, numbers: Iterable[int]) -> None:
         self._free.extend(numbers)
+
+    @property
+    def taken(self) -> int:
+        return self._next - 1 - len(self._free)

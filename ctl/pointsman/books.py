@@ -64,6 +64,18 @@ class Books:
         self._old_owners: dict[PortName, int] = {}
         self._old_endpoints: dict[tuple[PortName, Backend], tuple[int, int]] = {}
 
+    def usage(self) -> dict[str, tuple[int, int]]:
+        """What is taken of each map, and how much there is; what waits for a grace period counts
+        as taken."""
+        limits, slots = self.limits, self.limits.slots
+        return {
+            "frontends": (self._service_ids.taken, limits.services),
+            "services": (self._service_ids.taken, limits.services),
+            "names": (self._owner_ids.taken, limits.services),
+            "slots": (slots - self._slots.available, slots),
+            "load": (self._endpoint_ids.taken, limits.endpoints),
+        }
+
     # -- starting from what the maps hold ------------------------------------------------------
 
     def adopt(self, snapshot: Snapshot | None, inherited: Snapshot | None) -> Adopted:

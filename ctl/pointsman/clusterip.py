@@ -108,7 +108,11 @@ class ClusterIPs:
                 self._wait(ref, address)
                 field = f"spec.clusterIPs[{i}]" if spec.cluster_ips else "spec.clusterIP"
                 message = f"{address} belongs to {owner}, which had it before {ref}"
-                problems.append(_problem(ref, field, message, "choose another, or none"))
+                problems.append(
+                    _problem(
+                        ref, field, message, "choose another, or none", "ClusterIPAlreadyAllocated"
+                    )
+                )
         for family in families:
             if found := self._kept(ref, family) or self._allocate(ref, family, problems):
                 got.append(found)
@@ -136,7 +140,9 @@ class ClusterIPs:
             else:
                 message = f'"{text}" is not an IP address'
                 mend = "write one, or leave it out and one is allocated"
-                problems.append(_problem(service.ref, "spec.clusterIP", message, mend))
+                problems.append(
+                    _problem(service.ref, "spec.clusterIP", message, mend, "ClusterIPNotValid")
+                )
         return asked
 
     def _families_to_allocate(
@@ -161,7 +167,7 @@ class ClusterIPs:
             field = "spec.ipFamilyPolicy" if family not in spec.ip_families else "spec.ipFamilies"
             message = f"there is no {family} service CIDR to take an address from"
             mend = f"add an {family} service CIDR, or ask for the other family only"
-            problems.append(_problem(service.ref, field, message, mend))
+            problems.append(_problem(service.ref, field, message, mend, "ClusterIPNotAllocated"))
         return []
 
     def _kept(self, ref: Ref, family: str) -> str | None:
@@ -177,7 +183,7 @@ class ClusterIPs:
         self._wait(ref, family)
         message = f"all {pool.usable} addresses of the service CIDR {pool.network} are in use"
         mend = "use a larger service CIDR, or delete Services"
-        problems.append(_problem(ref, "spec.clusterIP", message, mend))
+        problems.append(_problem(ref, "spec.clusterIP", message, mend, "ClusterIPNotAllocated"))
         return None
 
     def _take(self, address: str, ref: Ref) -> None:
@@ -272,8 +278,9 @@ def _with_addresses(service: Service, addresses: list[str]) -> Service:
     return msgspec.structs.replace(service, spec=spec)
 
 
-def _problem(ref: Ref, field: str, message: str, mend: str) -> Problem:
-    return Problem(message, mend, object=str(ref), field=field)
+def _problem(ref: Ref, field: str, message: str, mend: str, reason: str) -> Problem:
+    """Reasons are those of kube-apiserver's own check of ClusterIPs, where it has one."""
+    return Problem(message, mend, object=str(ref), field=field, reason=reason)
 
 
 def _canonical(text: str) -> str | None:

@@ -21,10 +21,10 @@ class DirectoryWatch(FileSystemEventHandler):
     #: Opening and closing a file to read it are events too: our own reading must not wake us.
     CHANGES = frozenset(("created", "modified", "moved", "deleted", "closed"))
 
-    def __init__(self, directory: Path, rescan: float) -> None:
+    def __init__(self, directory: Path, rescan: float, *, recursive: bool = True) -> None:
         self.event = threading.Event()
         self.problem: Problem | None = None
-        self._directory, self._rescan = directory, rescan
+        self._directory, self._rescan, self._recursive = directory, rescan, recursive
         self._observer: BaseObserver = Observer()
         self._watched: tuple[str, int, int] | None = None
         self._lost = False
@@ -63,7 +63,7 @@ class DirectoryWatch(FileSystemEventHandler):
         self._observer.unschedule_all()
         if now:
             try:
-                self._observer.schedule(self, now[0], recursive=True)
+                self._observer.schedule(self, now[0], recursive=self._recursive)
             except OSError as error:
                 message = f"it cannot be watched: {error.strerror}"
                 mend = (

@@ -148,11 +148,11 @@ def _decode(
             f"write {_API_VERSIONS[kind]}",
         )
         return None, [Problem(message, mend, field="apiVersion")]
-    clean = _clean(document, texts)
+    cleaned = clean(document, texts)
     try:
-        obj: Object = msgspec.convert(clean, KINDS[kind])
+        obj: Object = msgspec.convert(cleaned, KINDS[kind])
     except msgspec.ValidationError as error:
-        name, message, mend = _explain(error, clean)
+        name, message, mend = explain(error, cleaned)
         return None, [Problem(message, mend, field=name)]
     problems = validate(obj)
     bad = any(problem.severity == "error" for problem in problems)
@@ -172,36 +172,37 @@ def _ref(document: dict[str, object]) -> Ref | None:
     return None
 
 
-def _clean(value: object, texts: dict[str, str], in_text_map: bool = False) -> object:
+def clean(value: object, texts: dict[str, str], in_text_map: bool = False) -> object:
     """Without nulls, and with equal texts as one object."""
     if isinstance(value, str):
         return texts.setdefault(value, value)
     if isinstance(value, dict):
         if in_text_map:
             return {
-                texts.setdefault(key, key): "" if item is None else _clean(item, texts)
+                texts.setdefault(key, key): "" if item is None else clean(item, texts)
                 for key, item in value.items()
             }
         return {
-            key: _clean(item, texts, key in _TEXT_MAPS)
+            key: clean(item, texts, key in _TEXT_MAPS)
             for key, item in value.items()
             # Kubernetes takes an empty namespace for none, too.
             if item is not None and (key, item) != ("namespace", "")
         }
-    return [_clean(item, texts) for item in value] if isinstance(value, list) else value
+    return [clean(item, texts) for item in value] if isinstance(value, list) else value
 
 
 _TYPES = {
     "str": ("text", "write text"),
     "int": ("a whole number", "write a whole number"),
     "int | str | null": ("a port", "write a port number or a port name"),
+    "float": ("a number", "write a number"),
     "bool": ("true or false", "write true or false"),
     "array": ("a list", "write a list, each item after '- '"),
     "object": ("a mapping", "write a mapping of 'name: value'"),
 }
 
 
-def _explain(error: msgspec.ValidationError, document: object) -> tuple[str, str, str]:
+def explain(error: msgspec.ValidationError, document: object) -> tuple[str, str, str]:
     """Field, message and mend of an error such as "Expected `int`, got `str` - at `$.spec.x`"."""
     text, _, path = str(error).partition(" - at `$")
     name, value = "", document

@@ -65,3 +65,9 @@ class NotFound(PointsmanError):
     """No such Service, map or frontend."""
 
     exit_code = 12
+
+
+class NoCluster(PointsmanError):
+    """There is no usable configuration of how to reach an API server."""
+
+    exit_code = 13

@@ -23,12 +23,13 @@ MEND_PORT = "write a number from 1 to 65535"
 
 
 class Finding(NamedTuple):
-    """One thing wrong with the field at this path of an object."""
+    """One thing wrong with the field at this path of an object; `reason` as in `Problem`."""
 
     field: str
     message: str
     mend: str
     severity: str = "error"
+    reason: str = ""
 
 
 Findings = Iterator[Finding]

@@ -46,7 +46,9 @@ def report(seen: Observation) -> Report:
     return {
         "healthy": not reasons,
         "reasons": reasons,
-        "warnings": [note for note in [kernel_sockets_note(seen.kernel)] if note],
+        "warnings": [
+            note for note in (kernel_sockets_note(seen.kernel), _away(_source(seen))) if note
+        ],
         "agent": agent,
         "node": _node(seen),
         "policy": _policy(seen),
@@ -205,10 +207,23 @@ def _source(seen: Observation) -> Report:
     return {
         "kind": source.get("kind"),
         "path": source.get("path"),
+        "server": source.get("server"),
+        "reachable": source.get("reachable"),
+        "since": _time(source.get("since")),
+        "error": source.get("error") or "",
         "listed": bool(source.get("listed")),
         "objects": dict(source.get("objects") or {}),
         "balanced": seen.status.get("balanced"),
     }
+
+
+def _away(source: Report) -> str:
+    if source["reachable"] is not False:
+        return ""
+    return (
+        f"the API server at {source['server']} can't be followed since {source['since']}: "
+        f"{source['error']}; connections go on by what was known then"
+    )
 
 
 def _dns(seen: Observation) -> Report:

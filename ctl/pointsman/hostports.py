@@ -70,6 +70,7 @@ def host_port_entries(pod: Pod, context: Context) -> tuple[tuple[Entry, ...], tu
                     message=f"{message}: this hostPort is not served",
                     mend=mend,
                     severity="warning",
+                    reason="HostPortNotServed",
                 )
             )
             continue

@@ -62,6 +62,7 @@ def _unknown(ref: Ref, value: str) -> Problem:
         message=f"{show(value)} is unknown, so sockets are translated",
         mend="write disabled or enabled",
         severity="warning",
+        reason="AnnotationNotUnderstood",
     )
 
 
@@ -72,4 +73,5 @@ def _host_network(ref: Ref) -> Problem:
         message="the pod shares the network namespace of the host, which can't be left out",
         mend="leave the annotation out, or hostNetwork",
         severity="warning",
+        reason="OptOutNotPossible",
     )

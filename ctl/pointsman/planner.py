@@ -237,6 +237,10 @@ class Planner:
         if word := self._marks.remove(frontend.address):
             plan.unmarks.append(word)
 
+    def usage(self) -> dict[str, tuple[int, int]]:
+        """How many elements are taken, and how many there are, by map."""
+        return self._books.usage()
+
     def owner(self, frontend: Frontend) -> tuple[Ref, PortName] | None:
         """The object and the service port that have this frontend now."""
         ref, placed = self._claims.get(frontend), self._placed.get(frontend)

@@ -14,6 +14,7 @@ from pointsman import __version__, state
 from pointsman.builtin import REF as DNS_REF
 from pointsman.dns import DnsServer
 from pointsman.events import Problem, Reach
+from pointsman.kube.access import Access
 from pointsman.objects import Ref
 from pointsman.resolve import is_balanced
 from pointsman.settings import Settings
@@ -57,12 +58,12 @@ class Reporter:
 
     def write(
         self, tracker: Tracker, dns: DnsServer | None, reach: Reach | None, **more: Any
-    ) -> None:
+    ) -> dict[str, Any]:
         """Replaces the status file; `more` are the agent's own parts of it."""
         settings = self.settings
         services = tracker.services
         dns_service = services.get(DNS_REF)
-        status = {
+        status: dict[str, Any] = {
             "version": __version__,
             "pid": os.getpid(),
             "started": self._started,
@@ -75,6 +76,7 @@ class Reporter:
                 "domain": settings.domain,
                 "node_name": settings.node_name,
                 "end_tcp": settings.end_tcp,
+                "api": _access(settings.api),
             },
             "policy": dataclasses.asdict(settings.policy),
             "source": {
@@ -101,6 +103,7 @@ class Reporter:
             state.write_json(Path(settings.run_dir) / state.STATUS, status)
         except OSError as error:
             log.error("status file: %s", error)
+        return status
 
 
 def _source(settings: Settings, reach: Reach | None) -> dict[str, Any]:
@@ -109,13 +112,22 @@ def _source(settings: Settings, reach: Reach | None) -> dict[str, Any]:
         return {"kind": "manifests", "path": str(settings.manifests)}
     return {
         "kind": "kubernetes",
-        "kubeconfig": str(api.kubeconfig or ""),
-        "context": api.context,
         "server": reach.server if reach else api.server,
         # Since when the server answers, or does not; None before it was first asked.
         "reachable": None if reach is None else not reach.error,
         "since": reach.since if reach else None,
         "error": reach.error if reach else "",
+    }
+
+
+def _access(api: Access | None) -> dict[str, str] | None:
+    """For the reading commands, which ask the same API server."""
+    if api is None:
+        return None
+    return {
+        "kubeconfig": str(api.kubeconfig or ""),
+        "context": api.context,
+        "server": api.server,
     }
 
 

@@ -161,6 +161,7 @@ class _Work:
                     f"spec.ports[{number}].nodePort",
                     "there is no nodePort, and none is allocated",
                     f"write one from {first_port} to {last_port}",
+                    "NodePortMissing",
                 )
         for address in addresses:
             if first and address not in self.context.local_addresses:
@@ -211,6 +212,7 @@ class _Work:
                 "spec.externalIPs",
                 "they are not translated, because of --external-ips none",
                 "leave them out, or run with --external-ips local or all",
+                "ExternalIPsNotServed",
             )
         elif policy.external_ips != "none":
             for i, text in enumerate(spec.external_ips):
@@ -227,7 +229,7 @@ class _Work:
     def _address(self, where: str, text: str, families: set[bool]) -> Address | None:
         """None, and a Problem, if a Service with ClusterIPs of these families can't have it."""
         if fault := remote_address_fault(text):
-            self._warn(where, *fault)
+            self._warn(where, *fault, "AddressNotServed")
             return None
         address = to_address(text)
         if is_ipv4(address) not in families:
@@ -235,6 +237,7 @@ class _Work:
                 where,
                 f"{text} is not served: the Service has no ClusterIP of its family",
                 "leave it out, or make the Service dual-stack",
+                "KubeProxyIncorrectIPVersion",
             )
             return None
         return address
@@ -246,6 +249,7 @@ class _Work:
             f"spec.ports[{number}].protocol",
             "SCTP is not balanced: this port is not served",
             "use TCP or UDP, or a headless Service",
+            "ProtocolNotServed",
         )
         return False
 
@@ -255,6 +259,7 @@ class _Work:
                 "",
                 "its ClusterIP is assigned to a device of this node, so it is not translated",
                 "nothing to do if a local cache listens there on purpose",
+                "ClusterIPOnNode",
             )
 
     def _warn_of_hints(self) -> None:
@@ -266,11 +271,12 @@ class _Work:
                 "metadata.annotations",
                 "topology hints are not made for Auto, so endpoints of all zones are used",
                 "delete the annotation, and write spec.trafficDistribution: PreferSameZone",
+                "TopologyHintsNotMade",
             )
 
-    def _warn(self, where: str, message: str, mend: str) -> None:
+    def _warn(self, where: str, message: str, mend: str, reason: str) -> None:
         ref = str(self.service.ref)
-        self.problems.append(Problem(message, mend, "", ref, where, "warning"))
+        self.problems.append(Problem(message, mend, "", ref, where, "warning", reason))
 
 
 def affinity_seconds(service: Service) -> int:

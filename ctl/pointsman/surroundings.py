@@ -78,7 +78,7 @@ class Surroundings:
                 settings.node_name,
                 self._addresses or (),
                 settings.policy,
-                self._service_cidrs(tracker),
+                tracker.cidrs if settings.api else settings.service_cidrs,
             )
             more = affected(tracker, before, self.context)
         if tracker.listed and (self._moved or kinds & {"Node", "Pod", "Namespace"}):
@@ -91,12 +91,6 @@ class Surroundings:
             self._new = False
         self._moved = self._moved and not tracker.listed
         return more
-
-    def _service_cidrs(self, tracker: Tracker) -> tuple[str, ...]:
-        if self._settings.api is None:
-            return self._settings.service_cidrs
-        found = (cidr for each in tracker.service_cidrs.values() for cidr in each.spec.cidrs)
-        return tuple(sorted(set(found)))
 
     def status(self) -> dict[str, Any]:
         context = self.context

@@ -154,7 +154,7 @@ class Sync:
             return None
         began, full = time.monotonic(), self._listed or not self._attached
         self._listed = self._retry = False
-        touched, self._touched = self._touched, set()
+        touched = self._touched  # forgotten only when they are in the maps
         changed = self._resolve(touched)
         self._save_claims()
         self._telemetry.stage("resolve", time.monotonic() - began)
@@ -166,25 +166,26 @@ class Sync:
         self._done(began, full, len(touched))
         return touched
 
-    def retry(self, after: float) -> bool:
+    def retry(self, after: float) -> set[Ref] | None:
         """One way to recover from anything: `after` seconds after a failure the maps are read, and
-        all is planned anew. Until then nothing goes by the planner, whose books are wrong."""
+        all is planned anew. Until then nothing goes by the planner, whose books are wrong. Gives
+        what `advance` does."""
         if self._failed_at is None or time.monotonic() < self._failed_at + after:
-            return False
+            return None
         try:
             self._planner = self._new_planner()
             self._failed_at = None
             if not self.ready:
-                return False
+                return None
             began = time.monotonic()
-            touched, self._touched = self._touched, set()
-            self._resolve(touched)
+            self._resolve(self._touched)
             self._replace()
         except OSError as error:
             self._fail(error)
-            return False
+            return None
+        touched = self._touched
         self._done(began, True, len(touched))
-        return True
+        return touched
 
     def _fail(self, error: OSError) -> None:
         self.totals["failures"] += 1
@@ -195,6 +196,7 @@ class Sync:
 
     def _done(self, began: float, full: bool, services: int) -> None:
         seconds = time.monotonic() - began
+        self._touched = set()
         self.totals["syncs"] += 1
         self.last = {"time": time.time(), "seconds": round(seconds, 6), "services": services}
         triggers, self._triggers = self._triggers, []
@@ -313,6 +315,10 @@ class Sync:
             for ref, reason in self._planner.unplaced.items()
         ]
         return found
+
+    def usage(self) -> Mapping[str, tuple[int, int]]:
+        """How many elements are taken, and how many there are, by map."""
+        return self._planner.usage()
 
     def no_local_endpoints(self) -> Mapping[str, int]:
         """How many Services each traffic policy leaves without an endpoint on this node."""

@@ -63,6 +63,20 @@ class Tracker:
         written = self._slices_of.get((ref.namespace, ref.name), ())
         return [*self._made.get(ref, ()), *(self._slices[slice_ref] for slice_ref in written)]
 
+    def find(self, ref: Ref) -> Object | None:
+        """The object of this name as it was written, None if there is none."""
+        for known in (
+            self._written, self._slices, self.pods, self.nodes, self.namespaces, self.service_cidrs
+        ):  # fmt: skip
+            if found := known.get(ref):
+                return found
+        return None
+
+    @property
+    def cidrs(self) -> tuple[str, ...]:
+        """Of all ServiceCIDRs."""
+        return tuple(sorted({c for each in self.service_cidrs.values() for c in each.spec.cidrs}))
+
     @property
     def problems(self) -> list[Problem]:
         return [problem for found in self._problems.values() for problem in found]

@@ -58,7 +58,7 @@ def validate(obj: Object) -> list[Problem]:
         case ServiceCIDR():
             findings = _service_cidr(obj)
     name = str(obj.ref)
-    return [Problem(f.message, f.mend, "", name, f.field, f.severity) for f in findings]
+    return [Problem(f.message, f.mend, "", name, f.field, f.severity, f.reason) for f in findings]
 
 
 def _endpoint_slice(slice_: EndpointSlice) -> Findings:
@@ -67,11 +67,11 @@ def _endpoint_slice(slice_: EndpointSlice) -> Findings:
     if not slice_.service:
         message = "there is no label kubernetes.io/service-name, so it belongs to no Service"
         mend = "add the label with the Service's name"
-        yield Finding("metadata.labels", message, mend, "warning")
+        yield Finding("metadata.labels", message, mend, "warning", "NoService")
     family = slice_.address_type
     if family == "FQDN":
         mend = "write addressType IPv4 or IPv6 and addresses"
-        yield Finding("addressType", "FQDN is not supported", mend)
+        yield Finding("addressType", "FQDN is not supported", mend, reason="AddressTypeNotServed")
         return
     yield from check_one_of("addressType", family, FAMILIES)
     for i, endpoint in enumerate(slice_.endpoints or ()):

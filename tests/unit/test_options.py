@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from pointsman import host
-from pointsman.cli import run
 from pointsman.cli.main import cli
 from pointsman.context import Policy
 from pointsman.settings import Settings
@@ -20,7 +19,7 @@ class Recorder:
     failed = ""
     settings: Settings
 
-    def __call__(self, settings: Settings, _source: Any) -> Recorder:
+    def __call__(self, settings: Settings, *_: Any, **__: Any) -> Recorder:
         self.settings = settings
         return self
 
@@ -31,7 +30,7 @@ class Recorder:
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
-    monkeypatch.setattr(run, "Agent", found)
+    monkeypatch.setattr("pointsman.cli.up.Agent", found)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(host, "require_root", lambda: None)
     monkeypatch.delenv("NODE_NAME", raising=False)

@@ -88,7 +88,7 @@ def bind_addresses(
     """Of the health server and the metrics server; None for off."""
     found: list[tuple[str, int] | None] = []
     for name, default in (
-        ("healthz_bind_address", ("0.0.0.0", HEALTHZ_PORT)),  # noqa: S104 probes come from outside
+        ("healthz_bind_address", ("0.0.0.0", HEALTHZ_PORT)),  # noqa: S104 - probed from outside
         ("metrics_bind_address", ("127.0.0.1", METRICS_PORT)),
     ):
         value = params.pop(name)

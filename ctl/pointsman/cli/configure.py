@@ -17,10 +17,19 @@ _Command = TypeVar("_Command", bound=Any)
 _PROBLEMS = "pointsman.configuration"
 
 
+class BadFile(click.BadParameter):
+    """The file can't be read or must not enter; `problems` say why, one line each."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n  ".join(map(str, problems)))
+        self.problems = problems
+
+
 def option(command: _Command) -> _Command:
     """--config, read before all other options: it becomes their defaults.
 
     So the order is command line, environment, file, default; the parameter is called `config`.
+    Whatever is wrong with the file is raised as BadFile.
     """
     decorated: _Command = click.option(
         "--config",
@@ -54,14 +63,14 @@ def _configure(context: click.Context, _param: click.Parameter, value: Path | No
 
 
 def _read(path: Path, command: click.Command) -> tuple[Path, Configuration]:
-    """The file and its meaning. Raises click.BadParameter with a line for each problem."""
+    """The file and its meaning. Raises BadFile."""
     try:
         file, data = mounted.load(path)
         configuration = files.read(data, str(file))
         if faults := _faults(configuration, command):
             raise BadConfiguration(*(replace(each, where=str(file)) for each in faults))
     except BadConfiguration as bad:
-        raise click.BadParameter("\n  ".join(map(str, bad.problems))) from None
+        raise BadFile(bad.problems) from None
     return file, configuration
 
 
@@ -69,18 +78,17 @@ def _faults(configuration: Configuration, command: click.Command) -> list[Proble
     """What the options themselves have against the values."""
     found = []
     context = click.Context(command, info_name=command.name)
-    for param in command.params:
-        if param.name not in configuration.options:
-            continue
+    params = {param.name: param for param in command.params}
+    for name, value in configuration.options.items():
         try:
-            value = param.type_cast_value(context, configuration.options[param.name])
-            if param.callback:
-                param.callback(context, param, value)
+            typed = params[name].type_cast_value(context, value)
+            if callback := params[name].callback:
+                callback(context, params[name], typed)
         except click.BadParameter as error:
             message, _, mend = error.message.rstrip(".").rpartition("; ")
             if not message:
                 message, mend = mend, "write another value"
-            found.append(Problem(message, mend, field=configuration.fields[param.name]))
+            found.append(Problem(message, mend, field=configuration.fields[name]))
     return found
 
 
@@ -109,8 +117,9 @@ def check(context: click.Context, file: Path, strict: bool, form: str) -> None:
     from pointsman.cli.up import up  # which has our option
 
     found, configuration = _read(file, up)
+    params = {param.name: param for param in up.params}
     rows = [
-        (_flag(up, name, value), value, configuration.fields[name])
+        (_flag(params[name], value), value, configuration.fields[name])
         for name, value in configuration.options.items()
     ]
     if form == "table":
@@ -130,13 +139,9 @@ def check(context: click.Context, file: Path, strict: bool, form: str) -> None:
         context.exit(1)
 
 
-def _flag(command: click.Command, name: str, value: object) -> str:
+def _flag(param: click.Parameter, value: object) -> str:
     """The option as it is written on the command line."""
-    for param in command.params:
-        if param.name == name:
-            off = value is False and param.secondary_opts
-            return max(param.secondary_opts if off else param.opts, key=len)
-    return f"--{name.replace('_', '-')}"
+    return max((value is False and param.secondary_opts) or param.opts, key=len)
 
 
 def _plain(

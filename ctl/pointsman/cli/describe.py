@@ -11,7 +11,7 @@ from pointsman import describe as describing
 from pointsman import desired, inspect
 from pointsman.cli import names, options, show
 from pointsman.cli.resources import Resource
-from pointsman.errors import NotFound, NotLoaded
+from pointsman.errors import NoCluster, NotFound, NotLoaded
 from pointsman.maps import View
 from pointsman.objects import Ref
 from pointsman.observe import read_status
@@ -91,7 +91,7 @@ def _tracker(status: dict[str, Any], manifests: Path | None) -> Tracker | None:
     """The objects, None (said on standard error) if the manifests can't be read."""
     try:
         return desired.read(desired.inputs(status, manifests))[0]
-    except NotFound as error:
+    except (NotFound, NoCluster) as error:
         if manifests:
             raise
         show.note(f"{error}: this is what the maps know")

@@ -161,7 +161,13 @@ def _sync(sync: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _source(source: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "kind", source["kind"]
-    yield "path", source["path"]
+    if source["kind"] == "kubernetes":
+        yield "server", source["server"]
+        state = {True: "followed", False: "away", None: "not reached yet"}[source["reachable"]]
+        yield "API server", f"{state} since {source['since']}" if source["since"] else state
+        yield "error", source["error"]
+    else:
+        yield "path", source["path"]
     counts = [f"{kind}: {count}" for kind, count in source["objects"].items()]
     yield "objects", ", ".join(counts)
     yield "balanced Services", source["balanced"]
@@ -215,10 +221,11 @@ def verify(
     bpffs: Path,
     run_dir: Path,
 ) -> None:
-    """Compare what the manifests say with what the maps hold, and name every difference.
+    """Compare what the objects say with what the maps hold, and name every difference.
 
-    The exit code is 0 if there is none, 1 otherwise. While an agent runs, only differences that
-    last count. Of an object whose file is bad now, the last good version counts.
+    The objects are those of the manifests, or of the API server that the agent follows. The exit
+    code is 0 if there is none, 1 otherwise. While an agent runs, only differences that last count.
+    Of an object whose file is bad now, the last good version counts.
 
     \b
     Examples:
@@ -245,7 +252,7 @@ def verify(
         if found:
             show.echo(f"{len(found)} differences", "bold red")
         else:
-            show.echo("no differences: the maps hold what the manifests say", "bold green")
+            show.echo("no differences: the maps hold what the objects say", "bold green")
     context.exit(1 if found else 0)
 
 
@@ -253,14 +260,15 @@ def _differences(
     given: desired.Inputs, status: dict[str, Any], bpffs: Path
 ) -> tuple[list[Difference], list[str]]:
     tracker, problems = desired.read(given)
-    wanted = desired.entries(tracker, _context(tracker, status))
+    cidrs = tracker.cidrs if given.api else given.service_cidrs
+    wanted = desired.entries(tracker, _context(tracker, status, cidrs))
     with show.opened(bpffs) as view:
         found = compare(wanted, view)
     return found + link_differences(Pins(bpffs).links()), [str(problem) for problem in problems]
 
 
-def _context(tracker: Tracker, status: dict[str, Any]) -> Context:
+def _context(tracker: Tracker, status: dict[str, Any], cidrs: tuple[str, ...]) -> Context:
     """This node as it is now, with the policy that the agent ran with last."""
     policy = msgspec.convert(status.get("policy") or {}, Policy)
     name = (status.get("node") or {}).get("name") or policies.host_name()
-    return context_of(tracker.nodes.values(), name, netlink.local_addresses(), policy)
+    return context_of(tracker.nodes.values(), name, netlink.local_addresses(), policy, cidrs)

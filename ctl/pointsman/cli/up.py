@@ -6,14 +6,15 @@ import ipaddress
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pointsman import host, state
-from pointsman.agent import Agent, Source
+from pointsman.agent import Agent, Listener, Source
 from pointsman.cli import cluster, configure, options, policies
 from pointsman.config.reload import apply
 from pointsman.config.watch import ConfigWatch
@@ -63,6 +64,15 @@ def _cidr(
     return value
 
 
+def _addresses(
+    _context: click.Context, _param: click.Parameter, value: tuple[str, ...]
+) -> tuple[tuple[str, int], ...] | None:
+    """None if nothing was said."""
+    if not value:
+        return None
+    return () if "off" in value else tuple(options.address(text, 53) for text in value)
+
+
 def _domain(_context: click.Context, _param: click.Parameter, value: str) -> str:
     try:
         Zone(value)
@@ -110,6 +120,7 @@ def _domain(_context: click.Context, _param: click.Parameter, value: str) -> str
     envvar="POINTSMAN_DNS",
     multiple=True,
     metavar="ADDRESS[:PORT]|off",
+    callback=_addresses,
     help="Where the built-in DNS server listens. Its ClusterIP is the tenth of the service CIDR. "
     "Choose an address of the node when pods have network namespaces of their own.  "
     "[default: 127.0.0.1:0; off with --kubernetes]",
@@ -120,6 +131,7 @@ def _domain(_context: click.Context, _param: click.Parameter, value: str) -> str
     envvar="POINTSMAN_DNS_UPSTREAM",
     multiple=True,
     metavar="ADDRESS[:PORT]|off",
+    callback=_addresses,
     help="Resolvers for other names.  [default: those of /etc/resolv.conf]",
 )
 @click.option(
@@ -164,13 +176,59 @@ def up(verbose: bool, **params: Any) -> None:
     context = click.get_current_context()
     config = params.pop("config")
     settings = settings_of(params)
+    telemetry = Telemetry()
     follower = _Follower(config, context, settings) if config else None
-    agent = _agent(settings, follower)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
-    agent.run()
+    with _source(settings, telemetry) as (source, listeners):
+        agent = Agent(settings, source, telemetry, configuration=follower)
+        agent.listeners += [listener(agent) for listener in listeners]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        agent.run()
     if agent.failed:
         raise PointsmanError(f"{agent.failed}; see the log")
+
+
+@contextmanager
+def _source(
+    settings: Settings, telemetry: Telemetry
+) -> Iterator[tuple[Source, list[Callable[[Agent], Listener]]]]:
+    """Where objects come from, and who else is to hear of problems."""
+    if settings.api is None:
+        yield ManifestSource(settings.manifests, settings.state_dir / state.LAST_GOOD), []
+        return
+    # Only here: it takes 30 MB.
+    from pointsman.kube.client import ApiServer
+    from pointsman.kube.recorder import Recorder
+    from pointsman.kube.source import ClusterSource
+
+    api = ApiServer(settings.api)
+    recorders: list[Recorder] = []
+
+    def recorder(agent: Agent) -> Recorder:
+        found = Recorder(
+            api.post,
+            api.patch,
+            node_name=settings.node_name,
+            uid_of=agent.uid_of,
+            count=telemetry.recorded,
+        )
+        found.start()
+        recorders.append(found)
+        return found
+
+    source = ClusterSource(
+        api,
+        node_name=settings.node_name,
+        state_dir=settings.state_dir,
+        proxy_name=settings.policy.proxy_name,
+        with_headless=bool(settings.dns_listen),
+        metrics=telemetry,
+    )
+    try:
+        yield source, [recorder]
+    finally:
+        for each in recorders:
+            each.stop()
 
 
 def settings_of(params: dict[str, Any]) -> Settings:
@@ -179,12 +237,10 @@ def settings_of(params: dict[str, Any]) -> Settings:
     api = cluster.access(params)
     healthz, metrics = cluster.bind_addresses(params, kubernetes=api is not None)
     dns, upstreams = params["dns_listen"], params["dns_upstreams"]
-    if not dns:
-        dns = ("off",) if api else ("127.0.0.1:0",)
-    if upstreams:
-        forward = [] if "off" in upstreams else [options.address(t, 53) for t in upstreams]
-    else:
-        forward = upstreams_from_resolv_conf()
+    if dns is None:
+        dns = () if api else (("127.0.0.1", 0),)
+    if upstreams is None:
+        upstreams = tuple(upstreams_from_resolv_conf())
     return Settings(
         bpffs=params["bpffs"],
         cgroup=(params["cgroup"] or host.cgroup_root()).absolute(),
@@ -199,8 +255,8 @@ def settings_of(params: dict[str, Any]) -> Settings:
         metrics=metrics,
         end_tcp=params["end_stale_tcp"],
         domain=params["domain"],
-        dns_listen=() if "off" in dns else tuple(options.address(text, 53) for text in dns),
-        dns_upstreams=tuple(forward),
+        dns_listen=dns,
+        dns_upstreams=upstreams,
         sizes=Sizes(
             services=params["max_services"],
             slots=params["max_slots"],
@@ -227,15 +283,11 @@ class _Follower:
                 params = {k: v for k, v in ctx.params.items() if k not in ("verbose", "config")}
                 wanted = settings_of(params)
                 problems: tuple[Problem, ...] = configure.problems(ctx)
+        except configure.BadFile as error:
+            return Reconfigured(None, error.problems)
         except click.ClickException as error:
             message = error.format_message()
             mend = "mend it; until then what was read before stays in force"
             return Reconfigured(None, (Problem(message, mend, str(self._path)),))
         self._settings, more = apply(self._settings, wanted)
         return Reconfigured(self._settings, (*problems, *more))
-
-
-def _agent(settings: Settings, follower: _Follower | None) -> Agent:
-    telemetry = Telemetry()
-    source: Source = ManifestSource(settings.manifests, settings.state_dir / state.LAST_GOOD)
-    return Agent(settings, source, telemetry, configuration=follower)

@@ -116,7 +116,7 @@ def _options(values: Mapping[str, Any], mode: str) -> tuple[dict[str, Any], dict
         ("clientConnection.kubeconfig", "kubeconfig", values.get("clientConnection.kubeconfig")),
         # As kube-proxy makes a node's name of it.
         ("hostnameOverride", "node_name", values.get("hostnameOverride", "").strip().lower()),
-        ("logging.verbosity", "verbose", verbosity and verbosity >= _DEBUG),
+        ("logging.verbosity", "verbose", verbosity >= _DEBUG if verbosity else None),
     ):
         if value or value is False:
             options[option], fields[option] = value, path

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 import msgspec
 
-from pointsman.documents import _explain
+from pointsman.documents import explain
 from pointsman.events import Problem
 from pointsman.names import show
 
@@ -54,15 +54,17 @@ def convert(value: object, wanted: Any, path: str) -> Any:
         return next((each for each in items.values() if isinstance(each, Problem)), items)
     if wanted is DurationOrNanoseconds and isinstance(value, int) and not isinstance(value, bool):
         return float(value) / 1e9
-    duration = wanted in (Duration, DurationOrNanoseconds)
+    if wanted in (Duration, DurationOrNanoseconds):
+        try:
+            return seconds(value if isinstance(value, str) else "")
+        except ValueError:
+            message = f"expected a duration, got {show(value)}"
+            return Problem(message, "write one such as 30s or 15m0s", field=path)
     try:
-        converted = msgspec.convert(value, str if duration else wanted)
-        return seconds(converted) if duration else converted
+        return msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
-        name, message, mend = _explain(error, value)
+        name, message, mend = explain(error, value)
         return Problem(message, mend, field=path + ("" if name[:1] in ("", "[") else ".") + name)
-    except ValueError as error:
-        return Problem(str(error), "write one such as 30s or 15m0s", field=path)
 
 
 def flatten(document: Mapping[str, object], types: Mapping[str, Any]) -> Found:

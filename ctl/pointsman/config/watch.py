@@ -41,7 +41,7 @@ class ConfigWatch:
     def run(self, stop: threading.Event) -> None:
         """Until `stop`, which is noticed within a quarter of a second."""
         directory = self._path if self._path.is_dir() else self._path.parent
-        with DirectoryWatch(directory, self._rescan) as wake:
+        with DirectoryWatch(directory, self._rescan, recursive=False) as wake:
             wake.follow()
             if wake.problem:
                 log.warning("%s", wake.problem)

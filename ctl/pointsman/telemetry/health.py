@@ -63,6 +63,10 @@ class ProxyHealth:
         self._queued = None
         self._synced = now
 
+    @property
+    def waiting(self) -> bool:
+        return self._queued is not None
+
     def node(self, eligible: bool) -> None:
         """What `is_eligible` says of this node; False if it does not exist any more."""
         self._eligible = eligible

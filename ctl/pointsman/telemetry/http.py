@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import selectors
 import socket
@@ -17,30 +16,12 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-from pointsman.telemetry.httpwire import BadRequest, Request, Response, read, refuse, render
-
-log = logging.getLogger("pointsman.http")
+from pointsman.telemetry.connection import Connection, Handler
+from pointsman.telemetry.httpwire import Address
 
 _CONNECTIONS = 128
-_PATIENCE = 10.0  # seconds for a request and its answer
-_RETRY = 3.0  # seconds until a bind that failed is tried again
 #: All addresses of this machine, by family: what listens there is meant for other hosts.
 ANY_IPV4, ANY_IPV6 = "0.0.0.0", "::"  # noqa: S104
-
-
-class Address(NamedTuple):
-    """Where to listen. `host` is an IP address; with `dual`, "::" takes IPv4 as well."""
-
-    host: str
-    port: int
-    dual: bool = False
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-#: Answers a request that came in at this address. Called on the loop's thread.
-Handler = Callable[[Request, Address], Response]
 
 
 class _Wanted(NamedTuple):
@@ -51,65 +32,26 @@ class _Wanted(NamedTuple):
 class _Open(NamedTuple):
     addresses: tuple[Address, ...]
     sockets: tuple[socket.socket, ...]
-
-
-class _Connection:
-    """One request and its answer, step by step: read, write, wait for the other side's end."""
-
-    __slots__ = ("_at", "_handler", "_in", "_out", "answered", "deadline", "socket")
-
-    def __init__(self, taken: socket.socket, at: Address, handler: Handler) -> None:
-        taken.setblocking(False)
-        self.socket = taken
-        self.deadline = time.monotonic() + _PATIENCE
-        self._at, self._handler = at, handler
-        self._in, self._out = bytearray(), b""
-        self.answered = False
-
-    def step(self) -> int:
-        """Does what can be done now; the selector's event to wait for next, 0 if it is over."""
-        try:
-            if self._out:
-                return self._write()
-            if not (data := self.socket.recv(4096)):
-                return 0
-            if self.answered:
-                return selectors.EVENT_READ  # a body, or another request: not looked at
-            self._in += data
-            if not (out := self._answer()):
-                return selectors.EVENT_READ
-            self.answered, self._out = True, out
-            return self._write()
-        except BlockingIOError:
-            return selectors.EVENT_WRITE if self._out else selectors.EVENT_READ
-        except OSError:
-            return 0
-
-    def _write(self) -> int:
-        self._out = self._out[self.socket.send(self._out) :]
-        if self._out:
-            return selectors.EVENT_WRITE
-        # To close with something unread would be a reset, which can overtake the answer.
-        self.socket.shutdown(socket.SHUT_WR)
-        return selectors.EVENT_READ
-
-    def _answer(self) -> bytes:
-        try:
-            request = read(bytes(self._in))
-            if request is None:
-                return b""
-            return render(self._handler(request, self._at), head=request.method == "HEAD")
-        except BadRequest as error:
-            return refuse(error.status)
-        except Exception:
-            log.exception("%s: the answer failed", self._at)
-            return refuse(500)
+    names: tuple[tuple[str, int], ...]
 
 
 class HttpLoop:
-    """Keeps listeners open for whoever wants them. All methods may be called from any thread."""
+    """Keeps listeners open for whoever wants them. All methods may be called from any thread.
 
-    def __init__(self) -> None:
+    `changed` is called on the loop's thread after something was opened, or failed to be. A bind
+    that failed is tried again after `retry` seconds; `patience`, in seconds, is for a request and
+    its answer.
+    """
+
+    def __init__(
+        self,
+        changed: Callable[[], None] = lambda: None,
+        *,
+        retry: float = 3.0,
+        patience: float = 10.0,
+    ) -> None:
+        self._tell = changed
+        self._retry, self._patience = retry, patience
         self._selector = selectors.DefaultSelector()
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._read, selectors.EVENT_READ)
@@ -119,7 +61,7 @@ class HttpLoop:
         self._open: dict[Hashable, _Open] = {}
         self._faults: dict[Hashable, str] = {}
         self._retry_at = 0.0
-        self._connections: dict[_Connection, None] = {}
+        self._connections: dict[Connection, None] = {}
         self._stopping = self._closed = False
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
@@ -153,7 +95,7 @@ class HttpLoop:
     def bound(self, owner: Hashable) -> list[tuple[str, int]]:
         """Host and port of what is open for an owner now, also where it asked for port 0."""
         found = self._open.get(owner)
-        return [each.getsockname()[:2] for each in found.sockets] if found else []
+        return list(found.names) if found else []
 
     def _wake(self) -> None:
         with self._lock, contextlib.suppress(BlockingIOError):  # full: it is awake
@@ -167,7 +109,7 @@ class HttpLoop:
             while not self._stopping:
                 self._follow()
                 for key, _ in self._selector.select(self._pause()):
-                    if isinstance(key.data, _Connection):
+                    if isinstance(key.data, Connection):
                         self._step(key.data)
                     elif isinstance(key.fileobj, socket.socket):
                         owner, at = key.data
@@ -196,17 +138,21 @@ class HttpLoop:
             want = wanted[owner]
             if want is None or want.addresses != self._open[owner].addresses:
                 self._close(owner)
-        faults = {}
+        faults: dict[Hashable, str] = {}
+        opened = False
         for owner, want in wanted.items():
             if want is not None and owner not in self._open:
                 try:
                     self._open[owner] = self._listen(owner, want)
+                    opened = True
                 except OSError as error:
                     faults[owner] = error.strerror or str(error)
                 except OverflowError as error:  # no port
                     faults[owner] = str(error)
-        self._faults = faults
-        self._retry_at = time.monotonic() + _RETRY
+        failed, self._faults = faults != self._faults, faults
+        self._retry_at = time.monotonic() + self._retry
+        if opened or failed:
+            self._tell()
 
     def _listen(self, owner: Hashable, want: _Wanted) -> _Open:
         sockets: list[socket.socket] = []
@@ -218,7 +164,8 @@ class HttpLoop:
             for each in sockets:
                 self._close_socket(each)
             raise
-        return _Open(want.addresses, tuple(sockets))
+        names = tuple(each.getsockname()[:2] for each in sockets)
+        return _Open(want.addresses, tuple(sockets), names)
 
     def _accept(self, listener: socket.socket, owner: Hashable, at: Address) -> None:
         with self._lock:
@@ -236,11 +183,11 @@ class HttpLoop:
             return
         if len(self._connections) >= _CONNECTIONS:
             self._drop_oldest()
-        connection = _Connection(taken, at, want.handler)
+        connection = Connection(taken, at, want.handler, time.monotonic() + self._patience)
         self._connections[connection] = None
         self._selector.register(taken, selectors.EVENT_READ, connection)
 
-    def _step(self, connection: _Connection) -> None:
+    def _step(self, connection: Connection) -> None:
         if connection not in self._connections:
             return  # dropped by what came before it in the same round
         if event := connection.step():
@@ -261,7 +208,7 @@ class HttpLoop:
         else:
             time.sleep(0.1)  # no descriptor is free, and none of them is ours
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         del self._connections[connection]
         self._close_socket(connection.socket)
 
@@ -280,6 +227,8 @@ class HttpLoop:
         for owner in list(self._open):
             self._close(owner)
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._selector.close()
             os.close(self._read)

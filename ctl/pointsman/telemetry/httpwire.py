@@ -12,6 +12,17 @@ from urllib.parse import parse_qsl, urlsplit
 LONGEST = 8192  # octets of a request's head
 
 
+class Address(NamedTuple):
+    """Where to listen. `host` is an IP address; with `dual`, "::" takes IPv4 as well."""
+
+    host: str
+    port: int
+    dual: bool = False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
 class Request(NamedTuple):
     """`headers` by name in lower case; `query` by name, "" where it has no value."""
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pointsman.events import Problem
 from pointsman.objects import Ref
 from pointsman.telemetry.checks import Check, checks, listen_addresses
-from pointsman.telemetry.http import ANY_IPV4, ANY_IPV6, Address, HttpLoop
-from pointsman.telemetry.httpwire import Request, Response
+from pointsman.telemetry.http import ANY_IPV4, ANY_IPV6, HttpLoop
+from pointsman.telemetry.httpwire import Address, Request, Response
 
 __all__ = ["Check", "NodeHealth", "checks", "listen_addresses"]
 

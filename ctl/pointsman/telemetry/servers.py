@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pointsman.events import Problem
-from pointsman.telemetry.http import Address, HttpLoop, wildcard
-from pointsman.telemetry.httpwire import Request, Response, text
+from pointsman.telemetry.http import HttpLoop, wildcard
+from pointsman.telemetry.httpwire import Address, Request, Response, text
 from pointsman.telemetry.httpwire import json as json_response
 from pointsman.telemetry.telemetry import Telemetry
 

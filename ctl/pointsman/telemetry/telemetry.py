@@ -63,29 +63,33 @@ class Telemetry:
         seconds since 1970 of its endpoints.kubernetes.io/last-change-trigger-time."""
         now = _now()
         with self._lock:
-            self._health.synced(now)
             numbers = self._numbers
             numbers.sync.observe(seconds)
             (numbers.full_sync if full else numbers.partial_sync).observe(seconds)
             for trigger in triggers:
                 # By the clocks of two machines: what took less than nothing took no time.
                 numbers.programming.observe(max(0.0, now.epoch - trigger))
-            numbers.last_sync = now.epoch
-            numbers.services_pending = numbers.endpoints_pending = 0
+            self._caught_up(now)
             if full:
                 self._ready = self._ready._replace(written=True)
 
     def settled(self) -> None:
         """What was queued calls for no sync: nothing of it changes what is in force."""
         with self._lock:
-            numbers = self._numbers
-            if numbers.services_pending or numbers.endpoints_pending:
-                self._health.synced(_now())
-                numbers.services_pending = numbers.endpoints_pending = 0
+            if self._health.waiting:
+                self._caught_up(_now())
+
+    def _caught_up(self, now: Moment) -> None:
+        self._health.synced(now)
+        numbers = self._numbers
+        numbers.last_sync = now.epoch
+        numbers.services_pending = numbers.endpoints_pending = 0
 
     def failed(self) -> None:
-        """A sync failed; what was queued still waits."""
+        """A sync failed; what was queued still waits, also if that came in while a sync before
+        this one ran and was taken for done with it."""
         with self._lock:
+            self._health.queued(_now())
             self._numbers.sync_failures += 1
 
     def listed(self) -> None:
@@ -111,7 +115,7 @@ class Telemetry:
         with self._lock:
             self._numbers.facts = facts
 
-    # -- the source (facts.Watched) ------------------------------------------------------------
+    # -- the source (facts.Watched) ----------------------------------------------------------
 
     def relisted(self, resource: str) -> None:
         with self._lock:
@@ -131,14 +135,14 @@ class Telemetry:
         with self._lock:
             self._numbers.watch_failures[resource, reason] += 1
 
-    # -- the recorder --------------------------------------------------------------------------
+    # -- the recorder ------------------------------------------------------------------------
 
     def recorded(self, result: str) -> None:
         """What became of a Kubernetes Event: one of recorder.RESULTS."""
         with self._lock:
             self._numbers.events[result] += 1
 
-    # -- who asks ------------------------------------------------------------------------------
+    # -- who asks ----------------------------------------------------------------------------
 
     def healthz(self) -> tuple[int, dict[str, Any]]:
         with self._lock:
