@@ -307,6 +307,8 @@ class Agent:
                     self._surroundings.move(message.addresses)
                 case Found():
                     found.append(message)
+                    if message.took is not None:
+                        self._telemetry.stage("conntrack", message.took)
                 case Reaped():
                     self._left_behind.take(message)
                 case OptedOut():

@@ -24,6 +24,15 @@ class Ref(NamedTuple):
         """Service default/web; Node worker-1 where there is no namespace."""
         return f"{self.kind} {self.namespace}/{self.name}".replace(" /", " ")
 
+    @staticmethod
+    def parse(text: str) -> Ref | None:
+        """What `str` made of a Ref; None for any other text."""
+        kind, _, key = text.partition(" ")
+        namespace, slash, name = key.partition("/")
+        if not key:
+            return None
+        return Ref(kind, namespace, name) if slash else Ref(kind, "", key)
+
 
 class _Base(
     msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True, gc=False

@@ -25,10 +25,12 @@ _TRIES = 3  # a socket in the middle of its connect has a record, but no peer ye
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Every record of a socket, and every UDP flow if they were asked for."""
+    """Every record of a socket, and every UDP flow if they were asked for: then `took` says how
+    many seconds it took to read them."""
 
     records: list[Record]
     flows: list[Flow]
+    took: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +131,18 @@ class Reaper:
         self._wait_for_readers()
         self._looked_at = time.monotonic()
         present: list[Flow] = []
+        took = None
         if flows:
             try:
                 present = netlink.flows()
+                took = time.monotonic() - self._looked_at
             except OSError as error:
                 self._reaped(Reaped([], 0, (f"conntrack entries can't be read: {error}",)))
         records = sockets.records(self.protocols)
         if not records:
             self._missed.clear()
         if records or present:
-            self._found(Found(records, present))
+            self._found(Found(records, present, took))
 
     def _reap(self, sockets: Sockets, stale: list[Record], flows: list[Flow]) -> None:
         self._missed = {record: self._missed.get(record, 0) for record in stale}

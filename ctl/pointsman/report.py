@@ -49,11 +49,9 @@ class Reporter:
 
     def _located(self, problem: Problem) -> Problem:
         """What came up after the source had let the object in lacks the file that it is from."""
-        kind, _, key = problem.object.partition(" ")
-        if problem.where or not key:
+        ref = Ref.parse(problem.object)
+        if problem.where or ref is None:
             return problem
-        namespace, slash, name = key.partition("/")
-        ref = Ref(kind, namespace, name) if slash else Ref(kind, "", key)
         return dataclasses.replace(problem, where=self._where(ref))
 
     def write(

@@ -93,7 +93,7 @@ def test_the_report_for_scripts_has_stable_keys() -> None:
         "agent": "running pid reporting version started uptimeSeconds stopped failed",
         "datapath": "generation cgroup links hooks mappedBytes",
         "sync": "attached time agoSeconds seconds services syncs failures problems error",
-        "source": "kind path listed objects balanced",
+        "source": "kind path server reachable since error listed objects balanced",
         "dns": "enabled listen upstreams clusterIPs queries forwarded",
         "counters": "refused",
         "node": "name zone localAddresses remoteAddresses",

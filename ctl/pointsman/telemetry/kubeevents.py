@@ -92,11 +92,8 @@ def body(said: Said, epoch: float, node: str) -> dict[str, Any]:
 
 def ref_of(text: str) -> Ref | None:
     """The object of a Problem, if it is one that can have Events."""
-    kind, _, key = text.partition(" ")
-    if kind not in _VERSIONS or not key:
-        return None
-    namespace, slash, name = key.partition("/")
-    return Ref(kind, namespace, name) if slash else Ref(kind, "", key)
+    ref = Ref.parse(text)
+    return ref if ref and ref.kind in _VERSIONS else None
 
 
 def cut(note: str) -> str:
