@@ -376,6 +376,30 @@ def test_a_missing_permission_is_named_as_rbac_wants_it(api: FakeApi, tmp_path: 
         seen.until(lambda: not seen.problems and bool(seen.objects))
 
 
+def test_without_the_right_to_see_pods_services_are_served(api: FakeApi, tmp_path: Path) -> None:
+    """kube-proxy's account may see neither Pods nor Namespaces."""
+    for resource in ("pods", "namespaces"):
+        api.fault(resource, "list", "403", times=1000)
+    with running(api, tmp_path, grace=0.0) as seen:
+        seen.until(lambda: bool(seen.objects) and len(seen.problems) == 2)
+        assert {problem.reason for problem in seen.problems} == {"Forbidden"}
+        seen.until(lambda: bool(seen.reach))
+        assert seen.reach[-1].error == ""
+        api.clear_faults()
+        seen.until(lambda: not seen.problems)
+
+
+def test_what_may_no_longer_be_seen_stays(api: FakeApi, tmp_path: Path) -> None:
+    api.put("namespaces", {"kind": "Namespace", "metadata": {"name": "mesh"}})
+    with running(api, tmp_path, grace=0.0) as seen:
+        seen.until(lambda: any(ref.kind == "Namespace" for ref in seen.objects))
+        api.fault("namespaces", "list", "403", times=1000)
+        api.fault("namespaces", "watch", "410")
+        api.end_watches()
+        seen.until(lambda: bool(seen.problems))
+        assert any(ref.kind == "Namespace" for ref in seen.objects)
+
+
 def test_reach_tells_when_a_watch_is_down_and_when_all_are_up_again(
     api: FakeApi, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ class Reflector:
         #: version proved too old, only the most recent will do.
         self._list_at = "0"
         self._refusals = 0
+        self._listed = False
 
     def stop(self) -> None:
         self._stop.set()
@@ -124,6 +125,7 @@ class Reflector:
         self._unreached = False
 
     def _settle(self, listing: Listing) -> None:
+        self._listed = True
         self._sink.listed(self._kind, listing.settle())
         self._tell_problems()
 
@@ -209,6 +211,8 @@ class Reflector:
             return 0.0
         if error.status == 404 and verb == "list" and self._resource.optional:
             return self._absent()
+        if error.status == 403 and self._resource.spare:
+            return self._forbidden(verb, error)
         self._sink.down(self._kind, f"{verb} {self._name}: {error.message}")
         if problem := _problem(self._resource, verb, error):
             self._tell_problems(problem)
@@ -224,6 +228,15 @@ class Reflector:
         wait = self._backoff.after(error.retry_after)
         log.info("resource=%s %s failed, again in %.1f s: %s", self._name, verb, wait, error)
         return wait
+
+    def _forbidden(self, verb: str, error: ApiError) -> float:
+        """Nobody waits for what may not be seen. What was seen before stays."""
+        if not self._listed:
+            self._settle(Listing(self._known))
+        if problem := _problem(self._resource, verb, error):
+            self._tell_problems(replace(problem, message=f"{problem.message}; it goes on without"))
+        self._sink.up(self._kind)
+        return self._backoff.after(error.retry_after)
 
     def _absent(self) -> float:
         """The server has no such resource: as if there were none of them."""

@@ -14,7 +14,8 @@ SERVICE_NAME = "kubernetes.io/service-name"
 @dataclass(frozen=True, slots=True)
 class Resource:
     """A resource of the API. `root` is "/api/v1" or "/apis/GROUP/VERSION". An `optional` one may be
-    missing from the server; a server may refuse the field selector if `fields_may_lack`."""
+    missing from the server; a server may refuse the field selector if `fields_may_lack`. Services
+    are served also without the right to see a `spare` one: kube-proxy's account lacks some."""
 
     kind: str
     plural: str
@@ -24,6 +25,7 @@ class Resource:
     namespaced: bool = True
     optional: bool = False
     fields_may_lack: bool = False
+    spare: bool = False
 
     @property
     def path(self) -> str:
@@ -67,10 +69,14 @@ def resources(
         ),
         Resource("EndpointSlice", "endpointslices", "/apis/discovery.k8s.io/v1", labels=slices),
         Resource("Node", "nodes", namespaced=False),
-        Resource("Pod", "pods", fields=f"spec.nodeName={node_name}"),
-        Resource("Namespace", "namespaces", namespaced=False),
+        Resource("Pod", "pods", fields=f"spec.nodeName={node_name}", spare=True),
+        Resource("Namespace", "namespaces", namespaced=False, spare=True),
     ]
     if with_cidrs:
         root = "/apis/networking.k8s.io/v1"
-        found.append(Resource("ServiceCIDR", "servicecidrs", root, namespaced=False, optional=True))
+        found.append(
+            Resource(
+                "ServiceCIDR", "servicecidrs", root, namespaced=False, optional=True, spare=True
+            )
+        )
     return tuple(found)
