@@ -133,8 +133,13 @@ class Agent:
             settings.state_dir.mkdir(parents=True, exist_ok=True)
             host.mount_bpffs(settings.bpffs)
             host.check_cgroup(settings.cgroup)
-            if warning := host.cgroup_warning():
+            if warning := host.cgroup_warning(settings.cgroup):
                 log.warning(warning)
+            if not host.has("CAP_SYS_PTRACE"):
+                log.warning(
+                    "without CAP_SYS_PTRACE pods' network namespaces are not found: stale sockets "
+                    "in pods are not ended, and nobody can opt out"
+                )
             self._sync = Sync(
                 settings,
                 self._surroundings,
@@ -356,11 +361,15 @@ class Agent:
         settings = message.settings
         if settings is None or settings == self._settings:
             return
-        self._settings = settings
+        policy, self._settings = self._settings.policy, settings
         self._reporter.settings = self._probes.settings = settings
         self._surroundings.reconfigure(settings)
         self._left_behind.protocols(tcp=settings.end_tcp)
-        self._reserve_ports()
+        if (policy.bind_guard, policy.node_port_range) != (
+            settings.policy.bind_guard,
+            settings.policy.node_port_range,
+        ):
+            self._reserve_ports()
         log.info("configuration changed")
 
     # -- telling -----------------------------------------------------------------------------

@@ -49,9 +49,17 @@ def check_cgroup(path: Path, table: Path = Path("/proc/self/mounts")) -> None:
         )
 
 
-def cgroup_warning() -> str:
-    """What to know when this process sees a container's cgroup tree, "" otherwise."""
+# include/uapi/linux/capability.h
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+
+
+def cgroup_warning(cgroup: Path) -> str:
+    """What to know when `cgroup` is the root of a container's cgroup tree, "" otherwise."""
     if Path("/proc/self/ns/cgroup").stat().st_ino == _HOST_CGROUP_NAMESPACE:
+        return ""
+    # The one cgroup without this file is the root of them all: the host's tree is mounted there.
+    top = next((p for p in (cgroup, *cgroup.parents) if p.is_mount()), cgroup)
+    if not (top / "cgroup.events").exists():
         return ""
     return (
         "this process is in a cgroup namespace: the root it sees may not be the host's, and "
@@ -82,9 +90,23 @@ def mount_bpffs(root: Path) -> bool:
 
 
 def require_root() -> None:
-    """CAP_NET_ADMIN and CAP_BPF are what it takes; a missing one is named by the kernel later."""
+    """Raises NotRoot without the capabilities that it takes: CAP_NET_ADMIN to attach, CAP_SYS_ADMIN
+    to read the layout of pinned maps (BPF_BTF_GET_FD_BY_ID) and to enter network namespaces."""
     if os.geteuid() != 0:
-        raise errors.NotRoot("this needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON); use sudo")
+        raise errors.NotRoot("this needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN); use sudo")
+    if missing := [name for name in ("CAP_NET_ADMIN", "CAP_SYS_ADMIN") if not has(name)]:
+        raise errors.NotRoot(
+            f"{' and '.join(missing)} missing; a container needs it in "
+            "securityContext.capabilities.add"
+        )
+
+
+def has(capability: str) -> bool:
+    """Whether this process has it in effect (capabilities(7))."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAPABILITIES[capability] & 1)
+    return True
 
 
 def reserve_ports(first: int, last: int, setting: Path = _RESERVED) -> Ranges:

@@ -140,10 +140,10 @@ class _Work:
             node_port_flags |= _THIS_NODE
         first: PortName | None = None
         for number, port in enumerate(spec.ports):
+            owner = PortName(meta.namespace, meta.name, port.name)
+            first = first or owner  # of any protocol: the ClusterIP refuses its other ports
             if not self._supported(port, number):
                 continue
-            owner = PortName(meta.namespace, meta.name, port.name)
-            first = first or owner
             for address in addresses:
                 ipv4 = is_ipv4(address)
                 inside, outside = self._sets(ipv4, port)

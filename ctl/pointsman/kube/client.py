@@ -281,10 +281,10 @@ def _configuration(access: Access) -> Configuration:
             )
         elif os.environ.get(incluster_config.SERVICE_HOST_ENV_NAME):
             incluster_config.load_incluster_config(config)
-        elif not access.server:
+        elif not access.server.startswith("http:"):
             raise NoCluster(
-                "no API server is configured, and this is no pod ($KUBERNETES_SERVICE_HOST is not "
-                "set); give --kubeconfig FILE"
+                "no account for an API server is configured, and this is no pod "
+                "($KUBERNETES_SERVICE_HOST is not set); give --kubeconfig FILE"
             )
     except NoCluster:
         raise
