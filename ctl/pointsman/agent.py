@@ -19,6 +19,7 @@ from typing import Protocol
 from pointsman import host, netlink, netns, state
 from pointsman.builtin import DnsService, dns_address
 from pointsman.dns import DnsServer
+from pointsman.errors import PointsmanError
 from pointsman.events import Changed, Event, Listed, Problem, Problems, Reach
 from pointsman.leftbehind import LeftBehind
 from pointsman.objects import EndpointSlice, Ref, Service
@@ -29,7 +30,7 @@ from pointsman.reaper import Found, Reaped
 from pointsman.report import Reporter
 from pointsman.settings import Reconfigured, Settings
 from pointsman.surroundings import OptedOut, Surroundings
-from pointsman.sync import Sync
+from pointsman.sync import COLLECT, Sync
 from pointsman.telemetry import Telemetry
 from pointsman.values import Address
 from pointsman.zone import Zone
@@ -39,6 +40,8 @@ log = logging.getLogger("pointsman.agent")
 _BATCH = 1000  # events folded into one plan at most
 _RETRY = 1.0  # seconds until a failed sync is tried again
 _HEARTBEAT = 1.0  # seconds between two writings of the status file, at most
+_IDLE = 10.0  # and when nothing happens: the programs go on counting
+_LONG = 30.0  # seconds for a start
 
 
 class Source(Protocol):
@@ -74,7 +77,11 @@ class _Addresses:
     addresses: frozenset[Address]
 
 
-_Message = Event | _Reclaimed | _Addresses | Found | Reaped | OptedOut | Reconfigured
+class _Probed:
+    """A server opened, or failed to."""
+
+
+_Message = Event | _Probed | _Reclaimed | _Addresses | Found | Reaped | OptedOut | Reconfigured
 
 
 class Agent:
@@ -105,7 +112,7 @@ class Agent:
         self._config_problems: tuple[Problem, ...] = ()
         self._reach: Reach | None = None
         self._dns: DnsServer | None = None
-        self._probes = Probes(settings, self._telemetry)
+        self._probes = Probes(settings, self._telemetry, lambda: self._queue.put(_Probed()))
         self.failed = ""
         self._status_due = True
         self._status_at = 0.0
@@ -126,7 +133,9 @@ class Agent:
         """Loads, syncs, attaches and follows the source until `stop`."""
         settings = self._settings
         # Until all is attached next to nothing dies: looking for it would be half of a first sync.
+        # (But an API server may be away for hours: `_follow` ends it.)
         gc.set_threshold(10_000_000)
+        self._began = time.monotonic()
         lock = state.Lock(settings.run_dir)
         threads: list[threading.Thread] = []
         try:
@@ -162,6 +171,9 @@ class Agent:
                 thread.start()
                 threads.append(thread)
             self._follow()
+        except Exception as error:
+            self.failed = str(error) if isinstance(error, PointsmanError) else repr(error)
+            raise
         finally:
             self._stop.set()
             self._garbage.put(None)
@@ -277,9 +289,12 @@ class Agent:
     def _follow(self) -> None:
         while not self._stop.is_set():
             self._take(self._next())
+            if not self._sync.attached and time.monotonic() - self._began > _LONG:
+                gc.set_threshold(*COLLECT)
             if (touched := self._sync.retry(_RETRY)) is not None:
                 self._synced(touched, whole=True)
-            if self._status_due and time.monotonic() - self._status_at >= _HEARTBEAT:
+            pause = _HEARTBEAT if self._status_due else _IDLE
+            if time.monotonic() - self._status_at >= pause:
                 self._write_status()
 
     def _next(self) -> list[_Message]:
@@ -321,6 +336,10 @@ class Agent:
                     self._sync.skip()
                 case Reconfigured():
                     self._reconfigure(message)
+                case _Probed():
+                    if self._probes.failed:
+                        self.failed = self._probes.failed
+                        self._stop.set()
                 case _Reclaimed():
                     self._sync.reclaimed(message.garbage, message.planner)
         whole = not self._sync.attached
@@ -329,8 +348,6 @@ class Agent:
         # Sockets are judged by what the maps say, after they say it.
         for each in found:
             self._left_behind.judge(each, self._sync.members())
-        if self._status_due:
-            self._tell_problems()
 
     def _synced(self, touched: set[Ref], *, whole: bool) -> None:
         """The maps are in step; as a `whole`: what left before is to be looked for, too."""
@@ -357,14 +374,22 @@ class Agent:
             log.info("following the API server at %s", reach.server)
 
     def _reconfigure(self, message: Reconfigured) -> None:
-        self._config_problems = message.problems
         settings = message.settings
-        if settings is None or settings == self._settings:
+        if settings is None:
+            # What waits for the next start goes on waiting.
+            still = (each for each in self._config_problems if each.severity == "warning")
+            self._config_problems = (*message.problems, *still)
             return
+        self._config_problems = message.problems
+        if settings == self._settings:
+            return
+        ends_more = settings.end_tcp and not self._settings.end_tcp
         policy, self._settings = self._settings.policy, settings
         self._reporter.settings = self._probes.settings = settings
         self._surroundings.reconfigure(settings)
         self._left_behind.protocols(tcp=settings.end_tcp)
+        if ends_more:
+            self._left_behind.look()
         if (policy.bind_guard, policy.node_port_range) != (
             settings.policy.bind_guard,
             settings.policy.node_port_range,

@@ -14,7 +14,7 @@ from pointsman import state
 from pointsman.builtin import DnsService, dns_address
 from pointsman.clusterip import ClusterIPs
 from pointsman.context import Context
-from pointsman.errors import NotFound
+from pointsman.errors import NoCluster, NotFound
 from pointsman.events import Event, Listed, Problem, Problems, Reach
 from pointsman.kube.access import Access
 from pointsman.manifests import ManifestSource
@@ -97,8 +97,15 @@ def _read_cluster(given: Inputs, access: Access) -> tuple[Tracker, tuple[Problem
     from pointsman.kube.client import ApiServer
     from pointsman.kube.source import ClusterSource
 
+    try:
+        server = ApiServer(access)
+    except NoCluster as error:
+        if access.kubeconfig:
+            raise
+        text = "the agent has a service account: run this in its pod"
+        raise NoCluster(f"{text} ({error})") from None
     source = ClusterSource(
-        ApiServer(access),
+        server,
         node_name=given.node_name,
         state_dir=given.state_dir,
         proxy_name=given.proxy_name,
@@ -106,7 +113,7 @@ def _read_cluster(given: Inputs, access: Access) -> tuple[Tracker, tuple[Problem
     )
     tracker = Tracker()
     problems: tuple[Problem, ...] = ()
-    error = "it did not answer in time"
+    why = "it did not answer in time"
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     stop = threading.Event()
     thread = threading.Thread(target=source.run, args=(events.put, stop), daemon=True)
@@ -121,12 +128,12 @@ def _read_cluster(given: Inputs, access: Access) -> tuple[Tracker, tuple[Problem
                 elif isinstance(event, Problems):
                     problems = event.problems
                 elif isinstance(event, Reach) and event.error:
-                    error = event.error
+                    why = event.error
     finally:
         stop.set()
         thread.join()
     if not tracker.listed:
-        raise NotFound(f"the API server's objects can't be read: {error}")
+        raise NotFound(f"the API server's objects can't be read: {why}")
     return tracker, problems
 
 

@@ -7,14 +7,14 @@ cmd/kube-proxy/app/server.go. hostPorts without a hostIP answer where NodePorts 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 
 from pointsman import abi
 from pointsman.context import Context, Policy
 from pointsman.events import Problem
 from pointsman.names import fitted, remote_address_fault
-from pointsman.objects import Node
+from pointsman.objects import Node, Ref
 from pointsman.values import Address, Entry, Frontend, PortName, is_ipv4, to_address
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -125,6 +125,34 @@ def node_problems(context: Context) -> tuple[Problem, ...]:
             severity="warning",
         ),
     )
+
+
+def cluster_problems(context: Context, nodes: Collection[Ref]) -> Iterator[Problem]:
+    """What this node's name and its operator's will do not find in the cluster. `nodes` are those
+    that an API server knows."""
+    if nodes and Ref("Node", "", context.node_name) not in nodes:
+        yield Problem(
+            object=f"Node {context.node_name}",
+            message="there is no such Node, so nothing counts as being on it: neither endpoints "
+            "nor Pods, and it is in no zone",
+            mend="give --node-name as 'kubectl get nodes' shows it",
+            reason="NodeNotFound",
+        )
+    if not context.policy.refuse_unused_cluster_ips:
+        return
+    most = _FLAGS["MAX_CIDRS"]
+    if not context.service_cidrs:
+        yield Problem(
+            "no unused ClusterIP is refused, for the API server names no ServiceCIDR",
+            "give --service-cidr, or leave --refuse-unused-cluster-ips out",
+        )
+    elif len(context.service_cidrs) > most:
+        left = ", ".join(context.service_cidrs[most:])
+        yield Problem(
+            f"unused ClusterIPs of {left} are not refused: there is room for {most} ServiceCIDRs",
+            "use fewer, larger ones",
+            severity="warning",
+        )
 
 
 def _from_elsewhere(address: Address) -> bool:

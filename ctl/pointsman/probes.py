@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pointsman.context import Context
@@ -23,10 +23,14 @@ from pointsman.tracker import Tracker
 class Probes:
     """Servers on one thread of their own; the methods belong to the agent's."""
 
-    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(
+        self, settings: Settings, telemetry: Telemetry, changed: Callable[[], None]
+    ) -> None:
+        """`changed` is called, on the servers' thread, when `problems` or `failed` may differ."""
         self.settings = settings
         self._telemetry = telemetry
-        self._loop = HttpLoop()
+        self._loop = HttpLoop(changed)
+        self._context: Context | None = None
         self._servers = HttpServers(
             self._loop,
             telemetry,
@@ -40,13 +44,20 @@ class Probes:
         self.start, self.stop = self._loop.start, self._loop.stop
 
     @property
+    def failed(self) -> str:
+        """Why nobody answers any more, "" as long as somebody does."""
+        return self._loop.failed
+
+    @property
     def problems(self) -> tuple[Problem, ...]:
         """What can't be asked, and why."""
         return *self._servers.problems, *self._node_health.problems
 
     def follow(self, touched: Iterable[Ref], tracker: Tracker, context: Context) -> None:
         """These objects are in the maps as they are now."""
-        self._node_health.move(listen_addresses(context))
+        if context is not self._context:
+            self._context = context
+            self._node_health.move(listen_addresses(context))
         for ref in touched:
             if ref.kind == "Service":
                 service = tracker.services.get(ref)

@@ -42,6 +42,7 @@ EMPTY_REFUSE, EMPTY_UNREACHABLE = _ABI["EMPTY_REFUSE"], _ABI["EMPTY_UNREACHABLE"
 ALGORITHM_RANDOM = _ABI["ALGORITHM_RANDOM"]
 _THIS_NODE, _GUARDED = _ABI["SERVICE_THIS_NODE"], _ABI["SERVICE_GUARDED"]
 _NODE_PORT, _PASS = _ABI["SERVICE_NODE_PORT"], _ABI["SERVICE_PASS"]
+_DAY = 86400
 _AFFINITY = 10800  # seconds: the API server's default
 
 #: Endpoints, and what an empty set answers.
@@ -285,4 +286,5 @@ def affinity_seconds(service: Service) -> int:
     if spec.session_affinity != "ClientIP":
         return 0
     config = spec.session_affinity_config
-    return config.client_ip.timeout_seconds if config and config.client_ip else _AFFINITY
+    seconds = config.client_ip.timeout_seconds if config and config.client_ip else _AFFINITY
+    return min(max(seconds, 1), _DAY)  # what an API server would refuse today it may still have

@@ -9,7 +9,7 @@ from typing import Any
 
 from pointsman.context import Context
 from pointsman.events import Problem
-from pointsman.nodes import context_of
+from pointsman.nodes import cluster_problems, context_of
 from pointsman.objects import Ref
 from pointsman.optout import opted_out
 from pointsman.optouts import OptOuts
@@ -37,11 +37,16 @@ class Surroundings:
         self._moved = False
         self._new = True  # the node itself was never resolved
         self.context = Context(settings.policy, settings.node_name)
-        self.problems: tuple[Problem, ...] = ()
+        self._opt_out_problems: tuple[Problem, ...] = ()
+        self._node_problems: tuple[Problem, ...] = ()
         self._wanted: frozenset[Address] = frozenset()
         self._found: Mapping[Address, int] | None = None
         self._opt_outs = OptOuts(lambda found: put(OptedOut(found)))
         self.run, self.stop = self._opt_outs.run, self._opt_outs.stop
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return *self._node_problems, *self._opt_out_problems
 
     @property
     def known(self) -> bool:
@@ -78,11 +83,13 @@ class Surroundings:
                 settings.node_name,
                 self._addresses or (),
                 settings.policy,
-                tracker.cidrs if settings.api else settings.service_cidrs,
+                (settings.api and tracker.cidrs) or settings.service_cidrs,
             )
             more = affected(tracker, before, self.context)
+            if settings.api and tracker.listed:
+                self._node_problems = tuple(cluster_problems(self.context, tracker.nodes))
         if tracker.listed and (self._moved or kinds & {"Node", "Pod", "Namespace"}):
-            self._wanted, self.problems = opted_out(
+            self._wanted, self._opt_out_problems = opted_out(
                 tracker.pods.values(), tracker.namespaces, self.context
             )
             self._opt_outs.want(self._wanted)

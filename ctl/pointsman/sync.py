@@ -26,14 +26,15 @@ from pointsman.settings import Settings
 from pointsman.surroundings import Surroundings
 from pointsman.telemetry import Telemetry
 from pointsman.tracker import Tracker
-from pointsman.values import Entry
+from pointsman.values import Address, Entry
 from pointsman.wanted import resolve_ref, without_local
 from pointsman.zone import Zone
 
 log = logging.getLogger("pointsman.agent")
 
 TRIGGER = "endpoints.kubernetes.io/last-change-trigger-time"
-_COLLECT = gc.get_threshold()
+MAX_CIDRS = abi.constants()["MAX_CIDRS"]
+COLLECT = gc.get_threshold()
 
 
 class Sync:
@@ -59,6 +60,8 @@ class Sync:
         self._no_local: dict[Ref, frozenset[str]] = {}
         self._attached = False
         self._listed = self._retry = self._skips = False
+        #: In force, as `masks` gives them. None: what an agent before left.
+        self._refused: tuple[tuple[Address, Address], ...] | None = None
         self._failed_at: float | None = None
         self._claims: dict[str, Ref] = {}
         self._cluster_ips: ClusterIPs | None = None
@@ -159,6 +162,7 @@ class Sync:
         self._save_claims()
         self._telemetry.stage("resolve", time.monotonic() - began)
         if self._attached:
+            self._refuse(before=True)
             self._carry_out(self._planner.update(changed))
             self._refuse()
         else:
@@ -179,6 +183,7 @@ class Sync:
                 return None
             began = time.monotonic()
             self._resolve(self._touched)
+            self._save_claims()
             self._replace()
         except OSError as error:
             self._fail(error)
@@ -206,9 +211,13 @@ class Sync:
         changed: dict[Ref, tuple[Entry, ...]] = {}
         context = self._surroundings.context
         for ref in touched:
-            if ref.kind == "Service":
-                self._look_at(ref)
-            entries, problems = resolve_ref(ref, self.tracker, context)
+            try:
+                if ref.kind == "Service":
+                    self._look_at(ref)
+                entries, problems = resolve_ref(ref, self.tracker, context)
+            except Exception as error:
+                log.exception("%s could not be worked out", ref)
+                entries, problems = self._entries.get(ref, ()), (_mistake(ref, error),)
             if problems:
                 self._problems[ref] = problems
             else:
@@ -251,10 +260,15 @@ class Sync:
         if not self._attached:
             self._attach()
 
-    def _refuse(self) -> None:
-        """After the frontends: what is in use among unused addresses stands in the maps by now."""
-        cidrs = masks(self._surroundings.context.refused_cidrs)
-        self.maps.refuse(cidrs[: abi.constants()["MAX_CIDRS"]])
+    def _refuse(self, *, before: bool = False) -> None:
+        """Unused addresses are refused where the operator wants it. `before` the frontends are
+        written no more than until now, and after them no less: what is in use always has one."""
+        cidrs = masks(self._surroundings.context.refused_cidrs)[:MAX_CIDRS]
+        if cidrs != self._refused:
+            if before:
+                cidrs = tuple(cidr for cidr in self._refused or () if cidr in cidrs)
+            self.maps.refuse(cidrs)
+            self._refused = cidrs
 
     def skip(self) -> None:
         """With the next step: leaves alone the sockets of the namespaces that opted out."""
@@ -281,7 +295,7 @@ class Sync:
         # collector's way, whose pauses would else be longer than a change takes.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*_COLLECT)
+        gc.set_threshold(*COLLECT)
 
     def _save_claims(self) -> None:
         if self._cluster_ips is None:
@@ -324,6 +338,16 @@ class Sync:
         """How many Services each traffic policy leaves without an endpoint on this node."""
         found = Counter(kind for kinds in self._no_local.values() for kind in kinds)
         return {kind: found[kind] for kind in ("internal", "external")}
+
+
+def _mistake(ref: Ref, error: Exception) -> Problem:
+    """One object that we can't cope with must not stop the others."""
+    return Problem(
+        f"it is not followed, what was in force stays: {type(error).__name__}: {error}",
+        "this is a mistake in Pointsman: report it, with the object and the agent's log",
+        object=str(ref),
+        reason="NotFollowed",
+    )
 
 
 def _trigger(obj: object) -> float | None:

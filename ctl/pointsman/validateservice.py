@@ -38,7 +38,7 @@ def check_service(service: Service) -> Findings:
         yield from _cluster_ips(service)
     for i, address in enumerate(spec.external_ips):
         if fault := remote_address_fault(address):
-            yield Finding(f"spec.externalIPs[{i}]", *fault)
+            yield Finding(f"spec.externalIPs[{i}]", *fault, reason="AddressNotServed")
     yield from _affinity(service)
     yield from _policies(service)
     yield from _load_balancer(service)
@@ -98,7 +98,7 @@ def _load_balancer(service: Service) -> Findings:
     for i, ingress in enumerate(service.status.load_balancer.ingress):
         field = f"status.loadBalancer.ingress[{i}]"
         if ingress.ip and (fault := remote_address_fault(ingress.ip)):
-            yield Finding(f"{field}.ip", *fault)
+            yield Finding(f"{field}.ip", *fault, reason="AddressNotServed")
         if ingress.ip_mode is not None:
             yield from check_one_of(f"{field}.ipMode", ingress.ip_mode, ("VIP", "Proxy"))
 

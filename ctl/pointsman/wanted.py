@@ -7,10 +7,16 @@ from pointsman.events import Problem
 from pointsman.hostports import has_host_ports, host_port_entries
 from pointsman.nodes import node_entries, node_problems
 from pointsman.objects import Ref, Service
-from pointsman.resolve import is_balanced, local_vips, resolve
+from pointsman.resolve import (
+    HEADLESS_LABEL,
+    cluster_addresses,
+    is_balanced,
+    local_vips,
+    resolve,
+)
 from pointsman.topology import categorize
 from pointsman.tracker import Tracker
-from pointsman.values import Entry
+from pointsman.values import Entry, is_ipv4
 
 
 def node_ref(context: Context) -> Ref:
@@ -45,9 +51,10 @@ def without_local(service: Service, tracker: Tracker, context: Context) -> froze
     }
     if not policies or not is_balanced(service, context.policy.proxy_name):
         return frozenset()
-    slices = tracker.slices(service.ref)
+    slices = [p for p in tracker.slices(service.ref) if HEADLESS_LABEL not in p.metadata.labels]
+    families = {"IPv4" if is_ipv4(address) else "IPv6" for address in cluster_addresses(service)}
     for port in spec.ports:
-        for family in {piece.address_type for piece in slices}:
+        for family in families:
             choice = categorize(slices, family, port.name, port.protocol, context)
             if choice.exist and not choice.local:
                 return frozenset(policies)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from pointsman import sync as sync_module
@@ -142,3 +143,38 @@ def test_a_failure_before_anything_is_listed_takes_nothing_away(
         again.wait(0.2)
         assert not agent.ready.is_set()
         assert agent._sync.maps.find(CLAIMED), "the Service went"
+
+
+def test_an_object_that_can_not_be_worked_out_stops_no_other(
+    node: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of ours, or an object that nobody thought of: it is named, the rest goes on."""
+    node.write("web.yaml", service("web", "10.96.0.1"))
+    resolve = sync_module.resolve_ref
+
+    def failing(ref: Ref, *rest: Any) -> Any:
+        if ref == OTHER.ref:
+            raise ValueError("injected")
+        return resolve(ref, *rest)
+
+    third = msgspec.structs.replace(
+        OTHER,
+        metadata=ObjectMeta(name="third"),
+        spec=msgspec.structs.replace(
+            OTHER.spec, cluster_ip="10.96.0.3", cluster_ips=("10.96.0.3",)
+        ),
+    )
+    with running(Agent(settings_of(node), ManifestSource(node.manifests))) as agent:
+        until(agent.ready.is_set, "an attached agent")
+        monkeypatch.setattr(sync_module, "resolve_ref", failing)
+        agent._queue.put(Changed((OTHER, third), ()))
+        until(
+            lambda: agent._sync.maps.find(Frontend(to_address("10.96.0.3"), 80, TCP)), "the third"
+        )
+        assert not agent._sync.maps.find(CLAIMED)
+        assert [(p.object, p.reason) for p in agent.problems()] == [
+            ("Service default/other", "NotFollowed")
+        ]
+        monkeypatch.undo()
+        agent._queue.put(Changed((), (OTHER.ref,)))
+        until(lambda: not agent.problems(), "nothing to mend")

@@ -48,6 +48,15 @@ def test_with_an_api_server_the_proxy_s_name_waits_and_the_rest_does_not() -> No
     assert [each.field for each in problems] == ["serviceProxyName"]
 
 
+def test_with_an_api_server_refusing_waits_for_the_watches_it_needs() -> None:
+    refusing = Policy(refuse_unused_cluster_ips=True, bind_guard=False)
+    result, problems = apply(
+        replace(OLD, api=Access()), replace(OLD, api=Access(), policy=refusing)
+    )
+    assert result.policy == Policy(bind_guard=False)
+    assert [each.field for each in problems] == ["refuseUnusedClusterIPs"]
+
+
 def test_equal_settings_say_nothing() -> None:
     assert apply(OLD, replace(OLD)) == (OLD, ())
 

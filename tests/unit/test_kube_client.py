@@ -128,6 +128,25 @@ def test_a_token_that_is_renewed_in_its_file_is_read_after_a_401(
     assert len(api.asked("services", "list")) == 5  # each 401 was tried once more, no oftener
 
 
+def test_an_authority_that_is_replaced_in_its_file_is_trusted_from_then_on(
+    certificate: tuple[Path, Path], tmp_path: Path, missing: Callable[[str], None]
+) -> None:
+    cert, key = tmp_path / "other.pem", tmp_path / "other.key"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes "
+    command += f"-subj /CN=other -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    authority = tmp_path / "ca.pem"
+    shutil.copy(certificate[0], authority)
+    with FakeApi((cert, key)) as api:
+        cluster = {"certificate-authority": str(authority)}
+        server = ApiServer(Access(kubeconfig(tmp_path, api.url, cluster=cluster)))
+        with pytest.raises(ApiError, match="certificate verify failed") as error:
+            server.get(*LIST)
+        assert error.value.reason == "Untrusted"
+        shutil.copy(cert, authority)
+        server.get(*LIST)
+
+
 def test_a_token_of_an_exec_plugin_is_used(api: FakeApi, tmp_path: Path) -> None:
     api.token = "made"
     status = {"kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1"}

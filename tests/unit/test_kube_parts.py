@@ -10,7 +10,7 @@ import pytest
 from pointsman.kube.admit import admit, plain
 from pointsman.kube.api import ApiError
 from pointsman.kube.backoff import Backoff
-from pointsman.kube.decode import Decoder, Item, Page
+from pointsman.kube.decode import Decoder, Item, Page, error_of
 from pointsman.kube.known import Known, Listing
 from pointsman.kube.remembered import Branch, Remembered, load, save
 from pointsman.kube.resources import resources
@@ -118,6 +118,22 @@ def test_a_deletion_needs_no_more_than_the_name() -> None:
     assert noted.version == "7"
 
 
+NO_JSON = [b'{"metadata":{"name":"\xff"}}', b'{"metadata":{"labels":' + b"[" * 100_000]
+
+
+@pytest.mark.parametrize("text", NO_JSON, ids=["no UTF-8", "too deep"])
+def test_neither_bytes_nor_depth_end_a_thread(text: bytes) -> None:
+    listed = b'{"metadata":{"resourceVersion":"1"},"items":[' + text + b"]}"
+    for decode, data in (
+        (Decoder("Service").page, listed),
+        (Decoder("Service").line, b'{"type":"ADDED","object":' + text + b"}"),
+    ):
+        with pytest.raises(ApiError) as error:
+            decode(data)
+        assert (error.value.status, error.value.reason) == (0, "Garbled")
+    assert error_of(503, b'{"message":"\xff"}').status == 503
+
+
 @pytest.mark.parametrize("text", [b"{]", b'{"type":"ADDED"', b"\xff", b"7", b'{"type":1}'])
 def test_a_line_that_is_none_is_no_answer_of_an_api_server(text: bytes) -> None:
     with pytest.raises(ApiError) as error:
@@ -154,6 +170,13 @@ def test_an_address_that_can_be_no_endpoint_s_is_passed_over_by_itself() -> None
     assert isinstance(obj, EndpointSlice) and obj.endpoints
     assert [endpoint.addresses[0] for endpoint in obj.endpoints] == ["10.0.0.1", "10.0.0.3"]
     assert (problem.severity, problem.field) == ("warning", "endpoints[1].addresses[0]")
+
+
+def test_endpoints_that_are_names_reach_nobody_s_rules() -> None:
+    """What resolves a Service or judges sockets would take them for addresses."""
+    obj, (problem,) = admit(piece("example.com", family="FQDN"))
+    assert isinstance(obj, EndpointSlice) and obj.endpoints == ()
+    assert (problem.severity, problem.reason) == ("warning", "AddressTypeNotServed")
 
 
 def test_bad_external_addresses_leave_the_service_its_own() -> None:

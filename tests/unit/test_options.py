@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from click.testing import CliRunner
 
 from pointsman import host
 from pointsman.cli.main import cli
+from pointsman.cli.up import settings_of
+from pointsman.cli.up import up as up_command
 from pointsman.context import Policy
+from pointsman.kube.access import Access
 from pointsman.settings import Settings
 
 
@@ -101,6 +105,32 @@ def test_the_node_s_name(
     assert agent.settings.node_name == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "healthz", "metrics"),
+    [
+        ([], None, None),
+        (["--healthz-bind-address", "127.0.0.1"], ("127.0.0.1", 10256), None),
+        (["--metrics-bind-address", "[::1]:9000"], None, ("::1", 9000)),
+        (["--metrics-bind-address", "off"], None, None),
+    ],
+)
+def test_with_manifests_health_and_metrics_are_told_where_asked_for(
+    agent: Recorder, options: list[str], healthz: object, metrics: object
+) -> None:
+    assert up(*options, KUBECONFIG="/somewhere").exit_code == 0
+    settings = agent.settings
+    assert (settings.api, settings.healthz, settings.metrics) == (None, healthz, metrics)
+
+
+def test_with_an_api_server_kube_proxy_s_ports_are_the_default() -> None:
+    context = up_command.make_context("up", ["--kubernetes", "--kubeconfig", "/k", "--cgroup", "/"])
+    with context:
+        settings = settings_of(context.params)
+    assert settings.api == Access(Path("/k"))
+    assert (settings.healthz, settings.metrics) == (("0.0.0.0", 10256), ("127.0.0.1", 10249))
+    assert (settings.dns_listen, settings.service_cidrs) == ((), ())
+
+
 def test_tcp_connections_to_endpoints_that_left_are_ended_on_demand_only(agent: Recorder) -> None:
     assert up().exit_code == 0 and not agent.settings.end_tcp
     assert up("--end-stale-tcp").exit_code == 0 and agent.settings.end_tcp
@@ -122,6 +152,12 @@ def test_tcp_connections_to_endpoints_that_left_are_ended_on_demand_only(agent: 
         (["--node-port-range", "200-100"], "is no range of ports"),
         (["--node-port-range", "1-65536"], "is no range of ports"),
         (["--external-ips", "some"], "'some' is not one of 'all', 'local', 'none'"),
+        (["--kubeconfig", "/k"], "--kubeconfig is of use with --kubernetes only"),
+        (["--api-server", "https://192.0.2.1"], "--api-server is of use with --kubernetes only"),
+        (["--kubernetes", "--api-server", "192.0.2.1:6443"], "is no URL"),
+        (["--kubernetes", "--api-server", "https://u:p@192.0.2.1"], "shows it to everybody"),
+        (["--kubernetes", "--dns", "127.0.0.1:0"], "add --service-cidr"),
+        (["--metrics-bind-address", "here"], "is no ADDRESS[:PORT]"),
     ],
 )
 def test_a_wrong_option_is_exit_code_2_and_names_the_mend(

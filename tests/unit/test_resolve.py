@@ -277,6 +277,19 @@ def test_a_slice_with_the_headless_label_is_not_for_proxies() -> None:
             60,
             id="as-said",
         ),
+        *(
+            pytest.param(
+                {
+                    "session_affinity": "ClientIP",
+                    "session_affinity_config": SessionAffinityConfig(
+                        client_ip=ClientIPConfig(timeout_seconds=said)
+                    ),
+                },
+                seconds,
+                id=f"an-api-server-may-still-have-{said}",
+            )
+            for said, seconds in ((0, 1), (-5, 1), (1 << 40, 86400))
+        ),
     ],
 )
 def test_affinity_is_for_every_frontend_but_wildcards(

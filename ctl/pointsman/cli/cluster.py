@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from pointsman.cli.options import address
 from pointsman.kube.access import Access
@@ -18,6 +19,8 @@ def _server(_context: click.Context, _param: click.Parameter, value: str) -> str
     parts = urlsplit(value)
     if value and not (parts.scheme in ("http", "https") and parts.hostname):
         raise click.BadParameter(f"{value!r} is no URL; write e.g. https://192.0.2.1:6443")
+    if "@" in parts.netloc:
+        raise click.BadParameter("a URL with a password shows it to everybody; use --kubeconfig")
     return value.rstrip("/")
 
 
@@ -75,7 +78,11 @@ def access(params: dict[str, Any]) -> Access | None:
         params.pop(name) for name in ("kubeconfig", "kube_context", "api_server")
     )
     if not params.pop("kubernetes"):
-        for name, value in (("--context", context), ("--api-server", server)):
+        source = click.get_current_context().get_parameter_source("kubeconfig")
+        given = kubeconfig and source is not ParameterSource.ENVIRONMENT
+        for name, value in (
+            ("--kubeconfig", given), ("--context", context), ("--api-server", server)
+        ):  # fmt: skip
             if value:
                 raise click.UsageError(f"{name} is of use with --kubernetes only; add that")
         return None

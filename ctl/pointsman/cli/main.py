@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import click
 
@@ -66,6 +67,10 @@ def main() -> None:
         # What the system refused and no code above says better: a DNS port that is taken, say.
         text = error.strerror if isinstance(error, DnsListenError) else error
         click.echo(f"Error: {text}", err=True)
+        sys.exit(PointsmanError.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        click.echo(f"Error: {error!r}; this is a mistake in Pointsman: please report it", err=True)
         sys.exit(PointsmanError.exit_code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import logging
 import signal
@@ -27,6 +28,7 @@ from pointsman.settings import Reconfigured, Settings
 from pointsman.telemetry import Telemetry
 from pointsman.zone import Zone
 
+SERVICE_CIDR = "10.96.0.0/12"
 _ARGUMENTS = "pointsman.arguments"
 
 
@@ -101,10 +103,9 @@ def _domain(_context: click.Context, _param: click.Parameter, value: str) -> str
     "service_cidrs",
     envvar="POINTSMAN_SERVICE_CIDR",
     multiple=True,
-    default=("10.96.0.0/12",),
-    show_default=True,
     callback=_cidr,
-    help="Where Services without a clusterIP get one; once for each family.",
+    help="Where Services without a clusterIP get one; once for each family. With --kubernetes only "
+    f"where the API server has no ServiceCIDRs.  [default: {SERVICE_CIDR} with --manifests]",
 )
 @policies.node_name
 @_each(policies.OPTIONS)
@@ -168,10 +169,8 @@ def up(verbose: bool, **params: Any) -> None:
         pointsman up --kubernetes --kubeconfig /etc/kubernetes/kubelet.conf
         pointsman up --kubernetes --config /etc/pointsman/config
     """
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_level(verbose=verbose)
     host.require_root()
     context = click.get_current_context()
     config = params.pop("config")
@@ -221,6 +220,7 @@ def _source(
         node_name=settings.node_name,
         state_dir=settings.state_dir,
         proxy_name=settings.policy.proxy_name,
+        with_others=settings.policy.refuse_unused_cluster_ips,
         with_headless=bool(settings.dns_listen),
         metrics=telemetry,
     )
@@ -231,15 +231,30 @@ def _source(
             each.stop()
 
 
-def settings_of(params: dict[str, Any]) -> Settings:
-    """The settings that these parameters of `up` say. Raises click.UsageError."""
+def settings_of(
+    params: dict[str, Any], upstreams: tuple[tuple[str, int], ...] | None = None
+) -> Settings:
+    """The settings that these parameters of `up` say. Raises click.UsageError.
+
+    `upstreams`: the resolvers to forward to where nothing is said; else /etc/resolv.conf is read.
+    """
     params = dict(params)
     api = cluster.access(params)
     healthz, metrics = cluster.bind_addresses(params, kubernetes=api is not None)
-    dns, upstreams = params["dns_listen"], params["dns_upstreams"]
-    if dns is None:
-        dns = () if api else (("127.0.0.1", 0),)
-    if upstreams is None:
+    cidrs, dns = params["service_cidrs"], params["dns_listen"]
+    if api is None:
+        cidrs = cidrs or (SERVICE_CIDR,)
+        dns = (("127.0.0.1", 0),) if dns is None else dns
+    elif dns and not cidrs:
+        raise click.UsageError(
+            "the DNS server has an address of the service CIDR: add --service-cidr, "
+            "which is the API server's --service-cluster-ip-range"
+        )
+    if not dns:
+        upstreams = ()
+    elif params["dns_upstreams"] is not None:
+        upstreams = params["dns_upstreams"]
+    elif upstreams is None:
         upstreams = tuple(upstreams_from_resolv_conf())
     return Settings(
         bpffs=params["bpffs"],
@@ -247,7 +262,7 @@ def settings_of(params: dict[str, Any]) -> Settings:
         run_dir=params["run_dir"].absolute(),
         state_dir=params["state_dir"].absolute(),
         manifests=params["manifests"].absolute(),
-        service_cidrs=params["service_cidrs"],
+        service_cidrs=cidrs,
         node_name=params["node_name"],
         policy=policies.take(params),
         api=api,
@@ -255,7 +270,7 @@ def settings_of(params: dict[str, Any]) -> Settings:
         metrics=metrics,
         end_tcp=params["end_stale_tcp"],
         domain=params["domain"],
-        dns_listen=dns,
+        dns_listen=dns or (),
         dns_upstreams=upstreams,
         sizes=Sizes(
             services=params["max_services"],
@@ -281,13 +296,22 @@ class _Follower:
         try:
             with command.make_context("up", list(self._context.meta[_ARGUMENTS]), parent) as ctx:
                 params = {k: v for k, v in ctx.params.items() if k not in ("verbose", "config")}
-                wanted = settings_of(params)
+                wanted = settings_of(params, self._settings.dns_upstreams)
                 problems: tuple[Problem, ...] = configure.problems(ctx)
         except configure.BadFile as error:
             return Reconfigured(None, error.problems)
-        except click.ClickException as error:
-            message = error.format_message()
+        except Exception as error:  # whatever is in that file: nothing of it ends the agent
+            if isinstance(error, click.ClickException):
+                message = error.format_message()
+            else:
+                message = f"{type(error).__name__}: {error}"
             mend = "mend it; until then what was read before stays in force"
             return Reconfigured(None, (Problem(message, mend, str(self._path)),))
+        log_level(verbose=ctx.params["verbose"])
         self._settings, more = apply(self._settings, wanted)
-        return Reconfigured(self._settings, (*problems, *more))
+        waiting = tuple(dataclasses.replace(each, where=str(self._path)) for each in more)
+        return Reconfigured(self._settings, (*problems, *waiting))
+
+
+def log_level(*, verbose: bool) -> None:
+    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.INFO)

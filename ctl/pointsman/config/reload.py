@@ -28,6 +28,11 @@ KEYS = {
     "metrics": "metricsBindAddress",
     "end_tcp": "endStaleTCP",
 }
+#: Of a policy, what the watches of an API server select by.
+_SELECTING = {
+    "proxy_name": "serviceProxyName",
+    "refuse_unused_cluster_ips": "refuseUnusedClusterIPs",
+}
 #: These take effect at once.
 LIVE = frozenset(("policy", "end_tcp"))
 
@@ -35,7 +40,8 @@ LIVE = frozenset(("policy", "end_tcp"))
 def apply(old: Settings, new: Settings) -> tuple[Settings, tuple[Problem, ...]]:
     """The settings to go on with, and a warning for each that has to wait for the next start.
 
-    With an API server serviceProxyName waits as well: the selector of the running watch has it.
+    With an API server serviceProxyName and refuseUnusedClusterIPs wait as well: the selectors of
+    the running watches hang on them.
     """
     wanted: dict[str, Any] = {}
     waiting: list[str] = []
@@ -45,10 +51,10 @@ def apply(old: Settings, new: Settings) -> tuple[Settings, tuple[Problem, ...]]:
             wanted[name] = after
         elif before != after:
             waiting.append(KEYS.get(name, name))
-    proxy_name = old.policy.proxy_name
-    if old.api is not None and proxy_name != new.policy.proxy_name:
-        wanted["policy"] = replace(new.policy, proxy_name=proxy_name)
-        waiting.append("serviceProxyName")
+    for name, key in _SELECTING.items() if old.api else ():
+        if (before := getattr(old.policy, name)) != getattr(new.policy, name):
+            wanted["policy"] = replace(wanted["policy"], **{name: before})
+            waiting.append(key)
     mend = "restart the agent: connections are not disturbed"
     return replace(old, **wanted), tuple(
         Problem("its change takes effect at the next start", mend, field=key, severity="warning")

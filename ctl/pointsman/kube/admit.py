@@ -42,6 +42,8 @@ def admit(obj: Object) -> tuple[Object | None, tuple[Problem, ...]]:
     match obj:
         case Namespace():
             return obj, ()
+        case EndpointSlice() if obj.address_type == "FQDN":
+            return with_fields(obj, endpoints=()), (_names(obj),) if obj.endpoints else ()
         case EndpointSlice() if plain(obj):
             return obj, ()
     problems = validate(obj)
@@ -67,10 +69,7 @@ def admit(obj: Object) -> tuple[Object | None, tuple[Problem, ...]]:
 
 
 def plain(piece: EndpointSlice) -> bool:
-    """Whether `validate` is not needed: there may be a hundred thousand endpoints. FQDN is none of
-    ours, as it is none of kube-proxy's."""
-    if piece.address_type == "FQDN":
-        return True
+    """Whether `validate` is not needed: there may be a hundred thousand endpoints."""
     family = {"IPv4": socket.AF_INET, "IPv6": socket.AF_INET6}.get(piece.address_type)
     if family is None:
         return False
@@ -84,6 +83,17 @@ def plain(piece: EndpointSlice) -> bool:
     except (OSError, ValueError):
         return False
     return all(0 < (port.port or 1) < 65536 for port in piece.ports or ())
+
+
+def _names(piece: EndpointSlice) -> Problem:
+    return Problem(
+        "endpoints that are names are not served, as kube-proxy does not",
+        "write addresses, or a Service of type ExternalName",
+        object=str(piece.ref),
+        field="addressType",
+        severity="warning",
+        reason="AddressTypeNotServed",
+    )
 
 
 def _common(address: bytes) -> bool:

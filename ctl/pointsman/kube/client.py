@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http.client import HTTPException
+from ssl import SSLCertVerificationError
 from urllib.parse import urlencode, urlsplit
 
 from kubernetes.client.configuration import Configuration
@@ -22,7 +23,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject, should_bypass_proxies
 from kubernetes.config import ConfigException, incluster_config, load_kube_config
 from urllib3 import BaseHTTPResponse, PoolManager, Timeout
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
 from pointsman import __version__
 from pointsman.errors import NoCluster
@@ -80,8 +81,8 @@ class ApiServer:
     """See `api.Api`. Raises NoCluster if there is no usable configuration.
 
     Where several URLs may lead to it (see `Route`), the next one is tried as soon as one fails. A
-    401 has the whole configuration read again, once for each request: that renews tokens and
-    certificates that the `kubernetes` package would keep.
+    401, and a server that is not trusted, have the whole configuration read again, once for each
+    request: that renews tokens, certificates and authorities, which the package would keep.
     """
 
     def __init__(
@@ -145,13 +146,15 @@ class ApiServer:
             try:
                 with self._lock:
                     token = credentials.header()
+                headers = {**_HEADERS, "Accept": "application/json", **token}
+                if body is not None:
+                    headers["Content-Type"] = kind
+                answer = self._dial(credentials, method, path, headers, body, timeout)
             except ApiError as error:
+                if error.reason == "Unreachable":
+                    raise
                 refusal = error
                 continue
-            headers = {**_HEADERS, "Accept": "application/json", **token}
-            if body is not None:
-                headers["Content-Type"] = kind
-            answer = self._dial(credentials, method, path, headers, body, timeout)
             if answer.status != 401:
                 break
             refusal = self._refusal(answer)
@@ -183,7 +186,7 @@ class ApiServer:
         body: bytes | None,
         timeout: Timeout,
     ) -> BaseHTTPResponse:
-        failures = []
+        failures, trusted = [], True
         for url in self._route.order(time.monotonic()):
             try:
                 with self._lock:
@@ -199,12 +202,14 @@ class ApiServer:
             except _WAY as error:
                 self._route.failed(url, time.monotonic())
                 failures.append(f"{url}: {_told(error)}")
+                trusted = trusted and not _untrusted(error)
                 if method != "GET" and not isinstance(error, _UNDONE):
                     break  # it may have been done: only the caller knows whether twice is right
             else:
                 self._route.worked(url)
                 return answer
-        raise ApiError(0, "Unreachable", f"{'; '.join(failures)} ({self._route.mend})")
+        reason = "Unreachable" if trusted else "Untrusted"
+        raise ApiError(0, reason, f"{'; '.join(failures)} ({self._route.mend})")
 
     def _refusal(self, answer: BaseHTTPResponse) -> ApiError:
         text = answer.headers.get("Retry-After", "")
@@ -257,6 +262,11 @@ class _Stream:
         # Wakes the reader; to close would wait for the lock that it holds.
         with suppress(ValueError, RuntimeError, OSError):
             self._answer.shutdown()
+
+
+def _untrusted(error: BaseException) -> bool:
+    """Whether the server's certificate was not accepted: nothing was sent."""
+    return isinstance(error, SSLError) and isinstance(error.args[0], SSLCertVerificationError)
 
 
 def _told(error: BaseException) -> str:

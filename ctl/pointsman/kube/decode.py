@@ -21,6 +21,9 @@ from pointsman.objects import KINDS, EndpointSlice, Object, Ref
 
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _MANY = 20_000  # texts kept for sharing, at most
+# Of what is no JSON. msgspec lets the latter two through: bytes that are no UTF-8, and nesting
+# without an end.
+_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Item(NamedTuple):
@@ -97,7 +100,7 @@ def error_of(status: int, body: bytes, retry_after: float = 0.0) -> ApiError:
     """The error that a metav1.Status says; or any other text that a proxy may have put there."""
     try:
         said = _STATUS.decode(body)
-    except msgspec.DecodeError:
+    except _NO_JSON:
         text = body[:200].decode(errors="replace").strip()
         return ApiError(status, "", text or "no reason given", retry_after)
     seconds = said.details.retry_after_seconds if said.details else 0
@@ -124,7 +127,7 @@ class Decoder:
         try:
             found = _LIST.decode(data)
             items = [self._from(raw) for raw in found.items or ()]
-        except msgspec.DecodeError as error:
+        except _NO_JSON as error:
             raise _garbled(error) from None
         named = [item for item in items if item]
         meta = found.metadata
@@ -147,7 +150,7 @@ class Decoder:
             if event.type not in ("ADDED", "MODIFIED"):
                 return Noted(event.type, "")
             item = self._from(event.object)
-        except msgspec.DecodeError as error:
+        except _NO_JSON as error:
             raise _garbled(error) from None
         return Noted(event.type, item.version if item else "", item)
 

@@ -99,7 +99,11 @@ class Reflector:
                 self._watch()
             except ApiError as error:
                 self._wake.clear()
-                self._unreached = error.reason == "Unreachable"
+                unreached = error.reason in ("Unreachable", "Untrusted")
+                if self._unreached and error.status in (401, 403):
+                    # A server that has just come back refuses everybody until it has its roles.
+                    self._backoff.reset()
+                self._unreached = unreached
                 if not self._stop.is_set():
                     self._wake.wait(self._failed(verb, error))
 

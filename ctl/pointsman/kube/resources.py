@@ -52,7 +52,12 @@ class Resource:
 
 
 def resources(
-    *, node_name: str, proxy_name: str, with_headless: bool, with_cidrs: bool
+    *,
+    node_name: str,
+    proxy_name: str,
+    with_cidrs: bool,
+    with_headless: bool,
+    with_others: bool = False,
 ) -> tuple[Resource, ...]:
     """What an agent on this node watches. Slices of Services that another proxy serves are among
     it: with the label gone the Service must be served at once. The selectors are kube-proxy's
@@ -63,7 +68,7 @@ def resources(
         Resource(
             "Service",
             "services",
-            labels=mine if with_headless else f"{mine},!{HEADLESS}",
+            labels="" if with_others else mine if with_headless else f"{mine},!{HEADLESS}",
             fields="" if with_headless else "spec.clusterIP!=None",
             fields_may_lack=not with_headless,
         ),

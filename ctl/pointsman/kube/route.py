@@ -35,6 +35,7 @@ class Route:
         self._guarded = guarded
         self._remembered: tuple[str, ...] = ()
         self._again_at = 0.0
+        self._reached = False
 
     def remember(self, cluster_ips: Collection[str], endpoints: Collection[str]) -> None:
         """Endpoints are never emptied: no endpoints any more is just when they are needed."""
@@ -57,14 +58,17 @@ class Route:
 
     @property
     def mend(self) -> str:
-        """What to do when none of the URLs answers."""
-        if not self._through_service:
-            return "is it up, and can this node reach it?"
-        mend = "that is a ClusterIP: give --api-server https://ADDRESS:6443 with the address of a "
-        return f"{mend}real API server, for a start at which nobody translates it"
+        """What to do when none of the URLs answers. A ClusterIP that was never reached can't be
+        told from another address."""
+        mend = "give --api-server https://ADDRESS:6443 with the address of a real API server, for "
+        mend += "a start at which nobody translates it"
+        if self._through_service:
+            return f"that is a ClusterIP: {mend}"
+        asked = "is it up, and can this node reach it?"
+        return asked if self._reached else f"{asked} If it is a ClusterIP, {mend}"
 
     def worked(self, url: str) -> None:
-        self.current = url
+        self.current, self._reached = url, True
 
     def failed(self, url: str, now: float) -> None:
         if url == self._configured:

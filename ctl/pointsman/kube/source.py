@@ -34,7 +34,8 @@ class ClusterSource:
     for any.
 
     `proxy_name`: only Services that carry it in the label service.kubernetes.io/service-proxy-name,
-    "" for those that carry none. `with_headless`: for a DNS of our own. `with_cidrs`: ServiceCIDRs,
+    "" for those that carry none. `with_others`: the Services of other proxies as well, for their
+    addresses are in use. `with_headless`: for a DNS of our own. `with_cidrs`: ServiceCIDRs,
     too. `state_dir` keeps what leads to the API server at the next start.
     """
 
@@ -45,6 +46,7 @@ class ClusterSource:
         node_name: str,
         state_dir: Path,
         proxy_name: str = "",
+        with_others: bool = False,
         with_headless: bool = False,
         with_cidrs: bool = True,
         metrics: Watched | None = None,
@@ -56,6 +58,7 @@ class ClusterSource:
         found = resources(
             node_name=node_name,
             proxy_name=proxy_name,
+            with_others=with_others,
             with_headless=with_headless,
             with_cidrs=with_cidrs,
         )
@@ -180,6 +183,8 @@ class ClusterSource:
         """Tells whether the API server answers, if that differs from what was told last."""
         with self._lock:
             since, error = min((d for d in self._down.values() if d[1]), default=(0.0, ""))
+            if self._down and not error and self._reach is None:
+                since, error = min(self._down.values())[0], "no answer yet"
             if self._down and (not error or time.monotonic() - since < self._grace):
                 return
             if self._reach != (self._api.server, error):

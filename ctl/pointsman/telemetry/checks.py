@@ -6,7 +6,7 @@ As kube-proxy: pkg/proxy/{serviceport,endpointschangetracker}.go and healthcheck
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pointsman.abi import constants
 from pointsman.context import Context
@@ -69,6 +69,7 @@ def listen_addresses(context: Context) -> tuple[str, ...]:
     if not context.policy.node_port_addresses:
         return ()
     here = {*context.local_addresses, LOOPBACK_IPV4, LOOPBACK_IPV6}
+    context = replace(context, remote_addresses=frozenset(), remote_primaries=frozenset())
     return tuple(
         to_text(entry.frontend.address)
         for entry in node_entries(context)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import selectors
 import socket
@@ -18,6 +19,8 @@ from typing import NamedTuple
 
 from pointsman.telemetry.connection import Connection, Handler
 from pointsman.telemetry.httpwire import Address
+
+log = logging.getLogger("pointsman.http")
 
 _CONNECTIONS = 128
 #: All addresses of this machine, by family: what listens there is meant for other hosts.
@@ -51,6 +54,7 @@ class HttpLoop:
         patience: float = 10.0,
     ) -> None:
         self._tell = changed
+        self.failed = ""
         self._retry, self._patience = retry, patience
         self._selector = selectors.DefaultSelector()
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -117,6 +121,10 @@ class HttpLoop:
                     else:
                         os.read(self._read, 4096)
                 self._expire()
+        except Exception:
+            log.exception("thread http failed")
+            self.failed = "thread http failed"
+            self._tell()
         finally:
             self._close_all()
 
