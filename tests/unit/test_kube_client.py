@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -126,6 +127,27 @@ def test_a_token_that_is_renewed_in_its_file_is_read_after_a_401(
     token.write_text("new")
     server.get(*LIST)
     assert len(api.asked("services", "list")) == 5  # each 401 was tried once more, no oftener
+
+
+def test_hours_of_a_refused_token_take_no_descriptors(api: FakeApi, tmp_path: Path) -> None:
+    """Each 401 has the credentials read again, and with them come new connections."""
+    api.token = "new"
+    user = {"token": "old"}
+    server = ApiServer(Access(kubeconfig(tmp_path, api.url, user)))
+
+    def refused() -> int:
+        with pytest.raises(ApiError):
+            server.get(*LIST)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    gc.collect()
+    gc.disable()  # as the agent does while it starts
+    try:
+        refused()
+        before = refused()
+        assert max(refused() for _ in range(30)) <= before + 6
+    finally:
+        gc.enable()
 
 
 def test_an_authority_that_is_replaced_in_its_file_is_trusted_from_then_on(

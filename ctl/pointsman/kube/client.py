@@ -67,6 +67,13 @@ class _Credentials:
             self._pools[url] = RESTClientObject(config).pool_manager
         return self._pools[url]
 
+    def close(self) -> None:
+        """Ends the connections that nobody uses now, the others when they are given back."""
+        for manager in self._pools.values():
+            for key in manager.pools.keys():  # noqa: SIM118 - urllib3's container has no other way
+                manager.pools[key].close()
+            manager.clear()
+
     def header(self) -> dict[str, str]:
         """Raises ApiError if the token can't be read again."""
         try:
@@ -175,6 +182,7 @@ class ApiServer:
                 except NoCluster as error:
                     log.warning("the credentials could not be read again: %s", error)
                     return
+                credentials.close()
         yield self._credentials
 
     def _dial(

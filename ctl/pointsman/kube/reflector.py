@@ -75,6 +75,7 @@ class Reflector:
         self._list_at = "0"
         self._refusals = 0
         self._listed = False
+        self._said = ""
 
     def stop(self) -> None:
         self._stop.set()
@@ -202,7 +203,7 @@ class Reflector:
 
     def _lived(self) -> None:
         self._backoff.reset()
-        self._refusals, self._expired = 0, False
+        self._refusals, self._expired, self._said = 0, False, ""
 
     # -- failing -----------------------------------------------------------------------------
 
@@ -230,7 +231,10 @@ class Reflector:
             if self._refusals >= _REFUSALS:
                 self._version = ""
         wait = self._backoff.after(error.retry_after)
-        log.info("resource=%s %s failed, again in %.1f s: %s", self._name, verb, wait, error)
+        # An outage may last for hours: each of its reasons is worth one line.
+        level = logging.DEBUG if str(error) == self._said else logging.INFO
+        self._said = str(error)
+        log.log(level, "resource=%s %s failed, again in %.1f s: %s", self._name, verb, wait, error)
         return wait
 
     def _forbidden(self, verb: str, error: ApiError) -> float:
