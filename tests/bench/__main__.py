@@ -10,10 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import control, datapath
+from tests.bench import cluster, control, datapath
 from tests.support.kernel import lacking
 
-ALL = {**datapath.BENCHES, **control.BENCHES}
+ALL = {**datapath.BENCHES, **control.BENCHES, **cluster.BENCHES}
 
 
 def main() -> None:
@@ -26,11 +26,15 @@ def main() -> None:
         metavar="DIR",
         help="for connect and hook: another bpf/ directory, measured in turn with this one",
     )
+    parser.add_argument(
+        "--services", type=int, metavar="N", help="for cluster: [default: 10000, quick 1000]"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     options = parser.parse_args()
     if lack := lacking():
         sys.exit(f"needs {lack}")
     datapath.AGAINST = options.against
+    cluster.SERVICES = options.services
     figures = {}
     for name in options.name or ALL:
         print(f"\n== {name}: {(ALL[name].__doc__ or '').strip().splitlines()[0]}", flush=True)

@@ -103,6 +103,17 @@ class KubeProxy:
     def metrics(self) -> str:
         return self._get(10249, "/metrics")[1]
 
+    @property
+    def pid(self) -> int:
+        assert self._process and self._process.poll() is None, tail(self.log)
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL: its rules stay."""
+        assert self._process
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         """And takes its rules away, which it leaves behind on purpose."""
         if self._process:
@@ -146,10 +157,12 @@ class KubeProxy:
 
 
 class Agent:
-    """`pointsman up --kubernetes` on a node, for all that is in the node's cgroup."""
+    """`pointsman up --kubernetes` on a node, for all that is in the node's cgroup. `before` is put
+    before the command: env, unshare. Without a kubeconfig it finds the API server by that."""
 
-    def __init__(self, node: Node, kubeconfig: Path) -> None:
+    def __init__(self, node: Node, kubeconfig: Path | None) -> None:
         self.node, self.kubeconfig = node, kubeconfig
+        self.before: tuple[str | Path, ...] = ()
         directory = node.lab.directory / f"agent-{node.name}-{next(_numbers)}"
         directory.mkdir()
         self.run_dir, self.state_dir = directory / "run", directory / "state"
@@ -161,11 +174,20 @@ class Agent:
 
     def start(self, *options: str, wait: bool = True) -> None:
         where = [
-            *("--kubeconfig", self.kubeconfig), *("--node-name", self.node.name),
+            *("--node-name", self.node.name),
             *("--cgroup", self.node.cgroup), *("--bpffs", self.root),
             *("--run-dir", self.run_dir), *("--state-dir", self.state_dir),
+            *(("--kubeconfig", self.kubeconfig) if self.kubeconfig else ()),
         ]  # fmt: skip
-        command = [sys.executable, "-m", "pointsman.cli.main", "up", "--kubernetes", *where]
+        command = [
+            *self.before,
+            sys.executable,
+            "-m",
+            "pointsman.cli.main",
+            "up",
+            "--kubernetes",
+            *where,
+        ]
         with self.log.open("ab") as log:
             self.process = self.node.lab.start(
                 [*map(str, command), *options], self.node.place, stdout=log, stderr=log
