@@ -1,9 +1,9 @@
 """Manifests in, maps out: each directory of tests/golden is a behaviour that one can read.
 
-`context.toml` in it says where the agent is: `node`, `local_addresses`, `service_cidrs`, and what was
-chosen as `[policy]`. The wildcards that lead from the addresses of nodes to NodePorts are shown if it
-names any address. `UPDATE_GOLDEN=1 pytest tests/unit/test_golden.py` writes what comes out now; read
-the difference.
+`context.toml` in it says where the agent is: `node`, `local_addresses`, `service_cidrs`, and what
+was chosen as `[policy]`. The wildcards that lead from the addresses of nodes to NodePorts are shown
+if it names any address. `UPDATE_GOLDEN=1 pytest tests/unit/test_golden.py` writes what comes out
+now; read the difference.
 """
 
 from __future__ import annotations

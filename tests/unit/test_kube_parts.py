@@ -294,6 +294,15 @@ def test_the_service_is_known_by_its_name_and_by_an_address_seen_later() -> None
     assert DIRECT in way.order(0)
 
 
+def test_what_may_be_a_cluster_ip_has_its_mend_named_until_it_was_reached() -> None:
+    way = route("https://10.96.0.1:443")
+    assert "If it is a ClusterIP, give --api-server" in way.mend
+    way.worked("https://10.96.0.1:443")
+    assert "--api-server" not in way.mend
+    way.remember(("10.96.0.1",), ())
+    assert way.mend.startswith("that is a ClusterIP: give --api-server")
+
+
 def test_the_branch_is_never_forgotten(tmp_path: Any) -> None:
     branch = Branch(load(tmp_path))
     labels = {"kubernetes.io/service-name": "kubernetes"}
