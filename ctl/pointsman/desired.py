@@ -113,14 +113,14 @@ def _read_cluster(given: Inputs, access: Access) -> tuple[Tracker, tuple[Problem
     )
     tracker = Tracker()
     problems: tuple[Problem, ...] = ()
-    why = "it did not answer in time"
+    why, failed = "it did not answer in time", False
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     stop = threading.Event()
     thread = threading.Thread(target=source.run, args=(events.put, stop), daemon=True)
     thread.start()
     end = time.monotonic() + _PATIENCE
     try:
-        while not tracker.listed and (left := end - time.monotonic()) > 0:
+        while not tracker.listed and not failed and (left := end - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 event = events.get(timeout=left)
                 if isinstance(event, Listed):
@@ -128,7 +128,7 @@ def _read_cluster(given: Inputs, access: Access) -> tuple[Tracker, tuple[Problem
                 elif isinstance(event, Problems):
                     problems = event.problems
                 elif isinstance(event, Reach) and event.error:
-                    why = event.error
+                    why, failed = event.error, True
     finally:
         stop.set()
         thread.join()

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 
 NAME, ADDRESS, PORT = sys.argv[1], sys.argv[2], int(sys.argv[3])
 BODY = b'{"status": {"code": 0, "msg": "success"}, "data": "success"}'
@@ -34,6 +35,11 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = False  # so that server_close waits for the answers that are under way
     request_queue_size = 128
+
+    def server_bind(self) -> None:
+        # http.server asks DNS for the name of its address, which nobody has here.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = ADDRESS, PORT
 
 
 server = Server((ADDRESS, PORT), Handler)

@@ -376,6 +376,30 @@ def test_a_missing_permission_is_named_as_rbac_wants_it(api: FakeApi, tmp_path: 
         seen.until(lambda: not seen.problems and bool(seen.objects))
 
 
+def test_a_server_that_comes_back_and_refuses_at_first_is_not_waited_for_as_one_that_is_away(
+    api: FakeApi, tmp_path: Path
+) -> None:
+    """Until it has read its roles it refuses everybody: that is an answer, after which the backoff
+    starts anew."""
+    windows: list[list[float]] = []
+
+    def backoff() -> Backoff:
+        mine: list[float] = []
+        windows.append(mine)
+        return Backoff(uniform=lambda _, high: mine.append(high) or 0.0)
+
+    with running(api, tmp_path, backoff=backoff) as seen:
+        seen.until(lambda: bool(seen.reach))
+        for fault in (*("dead",) * 6, "403"):
+            api.fault("services", "watch", fault)
+        api.end_watches()
+        asked = ("services", "watch")
+        assert api.wait_for(lambda: [each[:2] for each in api.requests].count(asked) >= 8)
+        api.put("services", service("new"))
+        seen.until(lambda: "new" in seen.ports)
+    assert any(mine[-1:] == [0.8] and max(mine) > 0.8 for mine in windows)
+
+
 def test_without_the_right_to_see_pods_services_are_served(api: FakeApi, tmp_path: Path) -> None:
     """kube-proxy's account may see neither Pods nor Namespaces."""
     for resource in ("pods", "namespaces"):
