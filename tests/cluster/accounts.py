@@ -21,7 +21,7 @@ class Account:
     """In a test's namespace. `token_file` and `authority_file` are what a kubelet would mount."""
 
     def __init__(self, plane: ControlPlane, space: Space, directory: Path) -> None:
-        self._plane, self._space, self._directory = plane, space, directory
+        self._plane, self._space, self.directory = plane, space, directory
         directory.mkdir(exist_ok=True)
         self.token_file, self.authority_file = directory / "token", directory / "ca.crt"
         subject = {"kind": "ServiceAccount", "name": _NAME, "namespace": space.namespace}
@@ -45,7 +45,9 @@ class Account:
         """A new one. `bound_to` a Secret, it ends with that."""
         spec: dict[str, object] = {"expirationSeconds": 3600}
         if bound_to:
-            self._space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": bound_to}})
+            self._space.apply(
+                {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": bound_to}}
+            )
             secret = {"apiVersion": "v1", "kind": "Secret", "name": bound_to}
             spec["boundObjectRef"] = secret
         admin = self._plane.admin
@@ -80,8 +82,6 @@ class Account:
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": _NAME}}],
             "current-context": "test",
         }
-        path = self._directory / "kubeconfig"
+        path = self.directory / "kubeconfig"
         path.write_text(yaml.safe_dump(value))
         return path
-
-

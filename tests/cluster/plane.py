@@ -43,6 +43,8 @@ class ControlPlane:
         self._place = Place(self.network, self.lab.group("plane"))
         self.pki = Pki(self._directory / "pki")
         self.names = COMPONENTS
+        #: More options, by component, for its next start.
+        self.more: dict[str, dict[str, object]] = {}
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self.admin = self.api("admin", "system:masters")
 
@@ -133,6 +135,7 @@ class ControlPlane:
             "kube-controller-manager": self._controllers,
             "kube-scheduler": self._scheduler,
         }[name]()
+        options |= self.more.get(name, {})
         return [f"--{option}={value}" for option, value in options.items()]
 
     def _etcd(self) -> dict[str, object]:

@@ -10,6 +10,7 @@ import copy
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject, should_bypass_proxies
 from kubernetes.config import ConfigException, incluster_config, load_kube_config
 from urllib3 import BaseHTTPResponse, PoolManager, Timeout
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
 from pointsman import __version__
@@ -39,6 +41,16 @@ _SLACK = 15.0  # seconds that a watch may last longer than it was asked to
 # An API server spends more on gzip than a network of nodes on the bytes.
 _HEADERS = {"User-Agent": f"pointsman/{__version__}", "Accept-Encoding": "identity"}
 _WAY = (HTTPError, HTTPException, OSError, ApiException)
+# A watch must notice that nobody is there any more, in half a minute as client-go does (its HTTP/2
+# pings): a machine that is gone says nothing, nor does a way whose NAT was taken away.
+_ALIVE = [
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+]
 # Nothing was sent.
 _UNDONE = (NewConnectionError, ConnectTimeoutError)
 
@@ -286,7 +298,7 @@ def _told(error: BaseException) -> str:
 def _configuration(access: Access) -> Configuration:
     config = Configuration()
     config.retries = False
-    config.keep_alive = True  # a watch must notice that the server's machine is gone
+    config.socket_options = _ALIVE
     try:
         if access.kubeconfig:
             if not access.kubeconfig.is_file():
