@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import shutil
@@ -100,6 +101,25 @@ def test_a_watch_that_breaks_off_is_an_error(api: FakeApi, fault: str) -> None:
     with pytest.raises(ApiError) as error:
         list(stream)
     assert (error.value.status, error.value.reason) == (0, "Cut")
+
+
+def test_a_watch_without_even_a_bookmark_ends_to_be_asked_anew(api: FakeApi) -> None:
+    stream = client(api, silence=0.1).stream(*WATCH, seconds=300)
+    assert list(stream) == []
+
+
+def test_keys_in_a_kubeconfig_s_text_go_where_only_we_look_in(api: FakeApi, tmp_path: Path) -> None:
+    """OpenSSL reads them from files only. An agent that was killed takes none away."""
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "left").write_text("of one that was killed")
+    text = base64.b64encode(b"a certificate").decode()
+    url = api.url.replace("http:", "https:")
+    path = kubeconfig(tmp_path, url, {"token": "t"}, {"certificate-authority-data": text})
+    ApiServer(Access(path), keys=keys)
+    (file,) = keys.iterdir()
+    assert file.read_bytes() == b"a certificate"
+    assert (keys.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
 
 
 def test_closing_a_watch_wakes_its_reader(api: FakeApi) -> None:

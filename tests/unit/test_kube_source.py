@@ -417,6 +417,8 @@ def test_what_may_no_longer_be_seen_stays(api: FakeApi, tmp_path: Path) -> None:
     api.put("namespaces", {"kind": "Namespace", "metadata": {"name": "mesh"}})
     with running(api, tmp_path, grace=0.0) as seen:
         seen.until(lambda: any(ref.kind == "Namespace" for ref in seen.objects))
+        asked = ("namespaces", "watch")
+        assert api.wait_for(lambda: asked in [each[:2] for each in api.requests])
         api.fault("namespaces", "list", "403", times=1000)
         api.fault("namespaces", "watch", "410")
         api.end_watches()

@@ -73,7 +73,9 @@ def describe(
                 local = describing.local_endpoints(slices, node)
         else:
             if tracker:
-                show.note(f"there is no such object ({key[0]}/{key[1]}): this is what the maps know")
+                show.note(
+                    f"there is no such object ({key[0]}/{key[1]}): this is what the maps know"
+                )
             row = next(row for row in services if (row.namespace, row.name) == key)
             click.echo(describing.describe_row(row), nl=False)
         click.echo()

@@ -200,7 +200,7 @@ def _source(
     from pointsman.kube.recorder import Recorder
     from pointsman.kube.source import ClusterSource
 
-    api = ApiServer(settings.api)
+    api = ApiServer(settings.api, keys=settings.run_dir / "keys")
     recorders: list[Recorder] = []
 
     def recorder(agent: Agent) -> Recorder:

@@ -1,99 +1,46 @@
-"""The way to an API server: the one module that knows the `kubernetes` package and urllib3.
-
-The package reads the configuration (kubeconfig with exec plugins, or a pod's ServiceAccount), keeps
-the token fresh and brings the transport. None of its models is used.
-"""
+"""Requests to an API server, over urllib3: by which way, and which answers are none."""
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http.client import HTTPException
+from pathlib import Path
 from ssl import SSLCertVerificationError
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
-from kubernetes.client.configuration import Configuration
-from kubernetes.client.exceptions import ApiException
-from kubernetes.client.rest import RESTClientObject, should_bypass_proxies
-from kubernetes.config import ConfigException, incluster_config, load_kube_config
-from urllib3 import BaseHTTPResponse, PoolManager, Timeout
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+from urllib3 import BaseHTTPResponse, Timeout
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from pointsman import __version__
 from pointsman.errors import NoCluster
 from pointsman.kube.access import Access
 from pointsman.kube.api import ApiError
+from pointsman.kube.credentials import SERVICE_HOST, Credentials, empty
 from pointsman.kube.decode import error_of
 from pointsman.kube.route import Route
 
 log = logging.getLogger("pointsman.kube")
 
 _CHUNK = 1 << 16
+_SILENCE = 150.0  # seconds without a byte of a watch
 _SLACK = 15.0  # seconds that a watch may last longer than it was asked to
 # An API server spends more on gzip than a network of nodes on the bytes.
 _HEADERS = {"User-Agent": f"pointsman/{__version__}", "Accept-Encoding": "identity"}
-_WAY = (HTTPError, HTTPException, OSError, ApiException)
-# A watch must notice that nobody is there any more, in half a minute as client-go does (its HTTP/2
-# pings): a machine that is gone says nothing, nor does a way whose NAT was taken away.
-_ALIVE = [
-    *HTTPConnection.default_socket_options,
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-]
+_WAY = (HTTPError, HTTPException, OSError)
 # Nothing was sent.
 _UNDONE = (NewConnectionError, ConnectTimeoutError)
-
-
-class _Credentials:
-    """One reading of the configuration, and the connections made with it."""
-
-    def __init__(self, access: Access) -> None:
-        self.config = _configuration(access)
-        self.url = (access.server or self.config.host).rstrip("/")
-        self._pools: dict[str, PoolManager] = {}
-
-    @property
-    def guarded(self) -> bool:
-        """See `Route`."""
-        config = self.config
-        proxied = config.proxy and not should_bypass_proxies(self.url, config.no_proxy or "")
-        return self.url.startswith("https:") and bool(config.verify_ssl) and not proxied
-
-    def pool(self, url: str) -> PoolManager:
-        if url not in self._pools:
-            config = copy.copy(self.config)
-            if url != self.url:
-                config.proxy = None
-                config.tls_server_name = config.tls_server_name or urlsplit(self.url).hostname
-            self._pools[url] = RESTClientObject(config).pool_manager
-        return self._pools[url]
-
-    def close(self) -> None:
-        """Ends the connections that nobody uses now, the others when they are given back."""
-        for manager in self._pools.values():
-            for key in manager.pools.keys():  # noqa: SIM118 - urllib3's container has no other way
-                manager.pools[key].close()
-            manager.clear()
-
-    def header(self) -> dict[str, str]:
-        """Raises ApiError if the token can't be read again."""
-        try:
-            settings = self.config.auth_settings().get("BearerToken")
-        except (ConfigException, OSError) as error:
-            raise ApiError(401, "Unauthorized", f"there is no token: {error}") from None
-        value = (settings or {}).get("value")
-        return {"Authorization": str(value).strip()} if value else {}
 
 
 class ApiServer:
@@ -102,22 +49,29 @@ class ApiServer:
     Where several URLs may lead to it (see `Route`), the next one is tried as soon as one fails. A
     401, and a server that is not trusted, have the whole configuration read again, once for each
     request: that renews tokens, certificates and authorities, which the package would keep.
+
+    `keys`: a directory of our own for what OpenSSL reads from files only, and a kubeconfig has in
+    its text; without one they go to where temporary files do.
     """
 
     def __init__(
         self,
         access: Access,
         *,
+        keys: Path | None = None,
         connect_timeout: float = 5.0,
         read_timeout: float = 90.0,
+        silence: float = _SILENCE,
         slack: float = _SLACK,
     ) -> None:
-        self._access = access
+        self._access, self._keys, self._silence = access, keys, silence
+        if keys:
+            empty(keys)
         self._connect_timeout, self._read_timeout = connect_timeout, read_timeout
         self._slack = slack
         self._lock = threading.Lock()
-        self._credentials = _Credentials(access)
-        host = os.environ.get(incluster_config.SERVICE_HOST_ENV_NAME, "")
+        self._credentials = Credentials(access, keys)
+        host = os.environ.get(SERVICE_HOST, "")
         known = self._credentials
         self._route = Route(known.url, cluster_ips={host} - {""}, guarded=known.guarded)
 
@@ -139,11 +93,13 @@ class ApiServer:
         return self._body(self._request("PATCH", path, {}, value, kind))
 
     def stream(self, path: str, query: Mapping[str, str], seconds: int) -> _Stream:
-        """A watch that the server is asked to end after so many seconds. One that lasts notably
-        longer, or is silent for so long, counts as stalled."""
+        """A watch that the server is asked to end after so many seconds; one that lasts notably
+        longer counts as stalled. One without even a bookmark, of which there is one a minute, just
+        ends: asking again is cheap, and tells whether anybody is still there."""
         query = {**query, "watch": "true", "timeoutSeconds": str(seconds)}
         limit = seconds + self._slack
-        return _Stream(self._request("GET", path, query, read_timeout=limit), limit)
+        answer = self._request("GET", path, query, read_timeout=min(limit, self._silence))
+        return _Stream(answer, limit, patient=self._silence < limit)
 
     # -- one request -------------------------------------------------------------------------
 
@@ -183,14 +139,14 @@ class ApiServer:
             raise self._refusal(answer)
         return answer
 
-    def _tries(self) -> Iterator[_Credentials]:
+    def _tries(self) -> Iterator[Credentials]:
         """The credentials at hand, then those read anew."""
         credentials = self._credentials
         yield credentials
         with self._lock:
             if self._credentials is credentials:  # else another thread has read them by now
                 try:
-                    self._credentials = _Credentials(self._access)
+                    self._credentials = Credentials(self._access, self._keys)
                 except NoCluster as error:
                     log.warning("the credentials could not be read again: %s", error)
                     return
@@ -199,7 +155,7 @@ class ApiServer:
 
     def _dial(
         self,
-        credentials: _Credentials,
+        credentials: Credentials,
         method: str,
         path: str,
         headers: dict[str, str],
@@ -255,8 +211,9 @@ class ApiServer:
 class _Stream:
     """See `api.Stream`."""
 
-    def __init__(self, answer: BaseHTTPResponse, limit: float) -> None:
-        self._answer = answer
+    def __init__(self, answer: BaseHTTPResponse, limit: float, *, patient: bool) -> None:
+        """`patient`: a read may time out long before the `limit`, in seconds."""
+        self._answer, self._patient = answer, patient
         self._end = time.monotonic() + limit
         self._closed = False
 
@@ -271,6 +228,9 @@ class _Stream:
                     raise TimeoutError("it lasts longer than it was asked to")
             if rest and not self._closed:
                 raise EOFError("it ended amid a line")
+        except ReadTimeoutError as error:
+            if rest or not self._patient:
+                raise ApiError(0, "Cut", f"the watch stalled: {_told(error)}") from None
         except (*_WAY, EOFError) as error:
             if not self._closed:
                 raise ApiError(0, "Cut", f"the watch broke off: {_told(error)}") from None
@@ -293,37 +253,3 @@ def _told(error: BaseException) -> str:
     """What happened, without urllib3's names for its connections."""
     text = str(error) or type(error).__name__
     return text.rpartition(">: ")[2].rpartition("): ")[2] or text
-
-
-def _configuration(access: Access) -> Configuration:
-    config = Configuration()
-    config.retries = False
-    config.socket_options = _ALIVE
-    try:
-        if access.kubeconfig:
-            if not access.kubeconfig.is_file():
-                raise NoCluster(f"there is no kubeconfig {access.kubeconfig}; mend --kubeconfig")
-            load_kube_config(
-                str(access.kubeconfig),
-                context=access.context or None,
-                client_configuration=config,
-                persist_config=False,
-            )
-        elif os.environ.get(incluster_config.SERVICE_HOST_ENV_NAME):
-            incluster_config.load_incluster_config(config)
-        elif not access.server.startswith("http:"):
-            raise NoCluster(
-                "no account for an API server is configured, and this is no pod "
-                "($KUBERNETES_SERVICE_HOST is not set); give --kubeconfig FILE"
-            )
-    except NoCluster:
-        raise
-    except Exception as error:  # the package raises whatever its parsers do
-        place = f"kubeconfig {access.kubeconfig}" if access.kubeconfig else "the pod's account"
-        context = f", context {access.context}" if access.context else ""
-        raise NoCluster(f"{place}{context} can't be used: {error}; mend it") from None
-    if access.server:
-        config.host = access.server
-        if access.server.startswith("http:") and not access.kubeconfig:
-            config.api_key, config.refresh_api_key_hook = {}, None  # no token in the clear
-    return config

@@ -24,6 +24,7 @@ log = logging.getLogger("pointsman.kube")
 
 _PAGE = "500"
 _ABSENT = 600.0  # seconds until a resource that the server does not have is asked for again
+_LONG = 30.0  # seconds after which a watch did live, however it ends
 _SHORT = 1.0  # seconds: a watch that ends sooner, without an event, did not work
 _REFUSALS = 3  # of a watch in a row, after which its version is not trusted any more
 
@@ -172,6 +173,10 @@ class Reflector:
                 fruitful = self._take(lines) or fruitful
                 if self._stop.is_set():
                     return
+        except ApiError:
+            if self._clock() - began >= _LONG:
+                self._lived()
+            raise
         finally:
             self._stream = None
             stream.close()
