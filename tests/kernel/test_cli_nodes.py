@@ -136,7 +136,7 @@ def test_verify_covers_nodes_and_hostports(node: AgentProcess) -> None:
 
 def test_status_tells_node_and_policy(node: AgentProcess) -> None:
     found = json.loads(node.cli("status", "-o", "json", check=False).stdout)
-    assert found["policy"]["refusedCidrs"] == ["10.96.0.0/12"]
+    assert found["policy"]["refuseUnusedClusterIPs"] is True
     assert found["node"]["name"] == "here"
     text = node.cli("status", check=False).stdout
     assert "node-port-range       30000-32767" in text
