@@ -90,13 +90,13 @@ def mount_bpffs(root: Path) -> bool:
 
 
 def require_root() -> None:
-    """Raises NotRoot without the capabilities that it takes: CAP_NET_ADMIN to attach, CAP_SYS_ADMIN
-    to read the layout of pinned maps (BPF_BTF_GET_FD_BY_ID) and to enter network namespaces."""
+    """Raises NotRoot without CAP_SYS_ADMIN, which it takes to read the layout of pinned maps
+    (BPF_BTF_GET_FD_BY_ID) and to enter network namespaces."""
     if os.geteuid() != 0:
         raise errors.NotRoot("this needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN); use sudo")
-    if missing := [name for name in ("CAP_NET_ADMIN", "CAP_SYS_ADMIN") if not has(name)]:
+    if not has("CAP_SYS_ADMIN"):
         raise errors.NotRoot(
-            f"{' and '.join(missing)} missing; a container needs it in "
+            "this process lacks CAP_SYS_ADMIN; a container needs it in "
             "securityContext.capabilities.add"
         )
 
