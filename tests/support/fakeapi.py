@@ -173,16 +173,15 @@ class FakeApi:
                 meta["continue"] = f"{name}:{begin + size}"
             return {"metadata": meta, "items": found[begin : begin + size]}
 
-    def events(self, plural: str, query: dict[str, str]) -> Iterator[Object]:
-        """Of a watch, until it ends."""
+    def events(self, plural: str, query: dict[str, str], generation: int) -> Iterator[Object]:
+        """Of a watch that was asked for in this generation, until it ends."""
         version = int(query["resourceVersion"])
-        with self.changed:
-            generation = self.generation
         while True:
             with self.changed:
                 self.changed.wait_for(
-                    lambda v=version, g=generation: (
-                        self.generation != g or bool(self.history and self.history[-1][0] > v)
+                    lambda v=version: (
+                        self.generation != generation
+                        or bool(self.history and self.history[-1][0] > v)
                     )
                 )
                 ended = self.generation != generation
@@ -260,6 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         with api.changed:
             api.requests.append((plural, verb, query))
             api.changed.notify_all()
+            self.generation = api.generation  # whoever has seen the request may end the watch
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
         if api.token and (scheme.lower(), token) != ("bearer", api.token):
             return self._status(401, "Unauthorized")
@@ -325,7 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "cut":
             return None
         else:
-            for event in api.events(plural, query):
+            for event in api.events(plural, query, self.generation):
                 line = json.dumps(event).encode() + b"\n"
                 if fault == "half":
                     return self._chunk(line[: len(line) // 2])
