@@ -36,6 +36,19 @@ enum service_flag {
 	SERVICE_NODE_PORT = 128, /* found by way of a node's address, never by 0.0.0.0 or :: itself */
 };
 
+/* service.packets: what concerns packets only, which come from outside or from pods without hooks. */
+enum packets_flag {
+	PACKETS_OUTSIDE = 1, /* served to clients outside of the cluster, from service.outside */
+	PACKETS_LOCAL = 2, /* only endpoints of this node; the client's address is kept */
+	PACKETS_RANGES = 4, /* only clients that source_ranges has */
+};
+
+/* slot.flags: where an endpoint is. None of them: the route tells. */
+enum slot_flag {
+	SLOT_HERE = 1, /* on this node */
+	SLOT_ELSEWHERE = 2, /* on another */
+};
+
 enum {
 	GENERATION_RETIRED = 0x80000000, /* bit of load.generation: the endpoint has left */
 	MORE_PLACES = 3,
@@ -74,12 +87,14 @@ struct frontend {
 struct service {
 	__u64 set; /* count << 32 | first slot; switched by one release store */
 	__u32 owner; /* the service port, index into names; 0 = this element is not in use */
-	__u8 algorithm; /* enum algorithm; owner to pad are one 64-bit store */
+	__u8 algorithm; /* enum algorithm; owner to packets are one 64-bit store */
 	__u8 flags; /* SERVICE_… */
-	__u16 pad;
+	__u16 packets; /* PACKETS_… */
 	__u32 affinity; /* seconds that a client keeps its endpoint, 0 = none */
 	struct frontend_key key; /* own key: a reader compares it with what it looked up */
-	__u32 reserved[6];
+	__u64 outside; /* as set, for clients outside of the cluster */
+	__u64 table; /* of `outside`: entries << 32 | first line in maglev; 0 = none; one store */
+	__u32 reserved[2];
 };
 
 /*
@@ -89,7 +104,7 @@ struct service {
 struct slot {
 	__be32 addr[4];
 	__be16 port;
-	__u16 flags;
+	__u16 flags; /* SLOT_… */
 	__u32 endpoint; /* index into load */
 	__u32 generation; /* of that endpoint id; 0 is never valid */
 	__u32 owner; /* the service port it belongs to */
@@ -134,6 +149,18 @@ struct affinity {
 	__be16 port;
 	__u16 pad;
 	__u32 check; /* of key, address and port: elements of an LRU map are used again while read */
+};
+
+/* maglev: 32 entries of a table: each the place of an endpoint in the set. */
+struct line {
+	__u16 place[32];
+};
+
+/* source_ranges: the clients that a service with PACKETS_RANGES has. The value says nothing. */
+struct source_range {
+	__u32 prefix; /* bits that count: 32 of the service, and those of the address */
+	__u32 service; /* index into services */
+	__be32 addr[4];
 };
 
 /* ---- records of sockets: an ABI of their own, which changes rarely ---- */
@@ -204,6 +231,151 @@ struct datagrams {
 struct correction {
 	__u32 endpoint;
 	__u32 generation;
+};
+
+/* ---- packets: what comes from outside, and from pods whose sockets the hooks can't see ---- */
+
+/* What a packet looks like when it arrives. */
+struct tuple {
+	__be32 source[4];
+	__be32 destination[4];
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 proto;
+	__u8 pad;
+	__u16 reserved;
+};
+
+enum flow_flag {
+	FLOW_REPLY = 1, /* packets from the endpoint; else from the client */
+	FLOW_REMOTE = 2, /* the endpoint is on another node and sees this node as its client */
+	FLOW_DSR = 4, /* packets go on in an IPIP tunnel, replies come past this node */
+	FLOW_POD = 8, /* the client is a pod of this node, its device is served */
+	FLOW_ANSWERED = 16, /* a packet of this direction came after the flow was made */
+	FLOW_FIN = 32, /* TCP: FIN seen in this direction */
+	FLOW_RST = 64, /* TCP: RST seen in this direction */
+};
+
+/*
+ * flows, flows_new: one direction of a flow. Its packets become the mirror image of `other`, which is
+ * the key of the other direction. A flow is in flows_new until both ends have spoken, so that a
+ * flood of new ones drives out no other.
+ */
+struct flow {
+	struct tuple other;
+	__u64 seen; /* CLOCK_MONOTONIC, ns, of its last packet, to the second */
+	__u32 endpoint;
+	__u32 generation;
+	__u32 owner; /* as service.owner */
+	__u32 flags; /* FLOW_… */
+};
+
+/* affinity_clients: a client outside is an address. Value: struct affinity. */
+struct client_key {
+	__be32 addr[4];
+	__u32 owner;
+	__u32 pad;
+};
+
+/* fragments: the ports of a datagram whose first fragment has been seen. */
+struct fragment_key {
+	__be32 source[4];
+	__be32 destination[4];
+	__u32 id;
+	__u32 proto;
+};
+
+struct fragment {
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 pad;
+	__u64 seen;
+};
+
+enum device_flag {
+	DEVICE_NODE = 1, /* leads out of the node: NodePorts, externalIPs, load balancers' addresses */
+	DEVICE_POD = 2, /* host's side of a pod without hooks: all that a pod's sockets would get */
+	DEVICE_RAW = 4, /* packets begin with the IP header (tunnels) */
+	DEVICE_XDP = 8, /* XDP may send frames here, as its driver (or that of `lower`) can */
+};
+
+/* devices: key is an ifindex. */
+struct device {
+	__u32 flags; /* DEVICE_… */
+	__u32 lower; /* ifindex of the device that carries its frames, with this VLAN tag; 0 = itself */
+	__u32 vlan; /* 1 to 4094, 0 = no tag */
+	__u32 pad;
+	__be32 ipv4[4]; /* this node's address for what goes out here; 0 = none of this family */
+	__be32 ipv6[4];
+};
+
+/* vlans: the device that a tagged frame belongs to. */
+struct vlan_key {
+	__u32 lower;
+	__u32 vlan;
+};
+
+/* packet_settings: element 0. Seconds; ports in host byte order. */
+struct packet_settings {
+	__u64 trace_until; /* CLOCK_MONOTONIC, ns: events are written to `trace` until then */
+	__u16 first_port; /* of this node, for connections to endpoints on others */
+	__u16 last_port;
+	__u32 dsr; /* 1: FLOW_DSR for endpoints on other nodes */
+	__u32 tcp_new; /* not answered, or not acknowledged */
+	__u32 tcp_open;
+	__u32 tcp_closing; /* FIN from both ends, or RST */
+	__u32 udp_new;
+	__u32 udp_open;
+	__u32 pad;
+};
+
+/* Index into packet_counters, and `verdict` of an event. DROP_…: the packet went no further. */
+enum verdict {
+	PACKET_PASSED = 0, /* not ours; not counted */
+	PACKET_HERE = 1, /* to an endpoint on this node */
+	PACKET_FORWARDED = 2, /* to an endpoint on another node */
+	PACKET_REPLIED = 3, /* back to the client */
+	PACKET_TUNNELED = 4, /* DSR: to an endpoint's node in an IPIP tunnel */
+	PACKET_SLOW = 5, /* left to TC, because XDP could not send it */
+	PACKET_ERROR = 6, /* an ICMP error about a flow, translated */
+	PACKET_REFUSED = 7, /* port unreachable sent: no endpoints */
+	PACKET_TOO_BIG = 8, /* "fragmentation needed" or "packet too big" sent */
+	FLOW_BEGUN = 9,
+	FLOW_MOVED = 10, /* chosen anew, because its endpoint has left or its tuple was used again */
+	FLOW_PROMOTED = 11,
+	DROP_NO_LOCAL_ENDPOINT = 12, /* none on this node under a policy */
+	DROP_SOURCE_RANGE = 13, /* client not in loadBalancerSourceRanges */
+	DROP_NO_PORT = 14, /* every port of this node towards the endpoint is taken */
+	DROP_NO_ROOM = 15, /* flow tables are full */
+	DROP_NO_ROUTE = 16,
+	DROP_NO_NEIGHBOUR = 17,
+	DROP_NO_ADDRESS = 18, /* the device has no address of the family */
+	DROP_TTL = 19, /* reserved for what can't be left to the stack */
+	DROP_FRAGMENT = 20, /* first fragment not seen */
+	DROP_ICMP_LIMIT = 21, /* refused or too big, without telling the sender: too many told already */
+	DROP_MALFORMED = 22, /* a flow's packet that could not be rewritten */
+	FLOW_UNPROMOTED = 23, /* stays among the new ones: flows is full */
+	FRAGMENT_UNKNOWN = 24, /* a later fragment before its first: left to the stack */
+	VERDICTS = 25,
+};
+
+enum hook {
+	HOOK_XDP = 0,
+	HOOK_TC_INGRESS = 1,
+	HOOK_TC_EGRESS = 2,
+};
+
+/* trace: one decision. */
+struct event {
+	__u64 time; /* CLOCK_MONOTONIC, ns */
+	struct tuple before;
+	struct tuple after;
+	__u32 ifindex;
+	__u32 length; /* of the frame, bytes */
+	__u32 owner; /* as service.owner, 0 = not known */
+	__u8 verdict; /* enum verdict */
+	__u8 hook; /* enum hook */
+	__u16 pad;
 };
 
 #endif

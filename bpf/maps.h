@@ -9,6 +9,21 @@
 #define MAP(type, name, key, value, entries, flags) \
 	BPF_TABLE_PINNED(#type, key, value, name, entries, PINS "/" #name, flags)
 
+/* As bcc's own for a ring buffer, which it can't pin. */
+#define RINGBUF(name, bytes) \
+	struct name##_table_t { \
+		int key; \
+		__u32 leaf; \
+		int (*ringbuf_output)(void *, __u64, __u64); \
+		void *(*ringbuf_reserve)(__u64); \
+		void (*ringbuf_discard)(void *, __u64); \
+		void (*ringbuf_submit)(void *, __u64); \
+		__u64 (*ringbuf_query)(__u64); \
+		__u32 max_entries; \
+	}; \
+	__attribute__((section("maps/ringbuf:" PINS "/" #name))) \
+	struct name##_table_t name = { .max_entries = (bytes) }
+
 /* What a lookup reads. The arrays are mapped by the agent, so an update is a store, no syscall. */
 MAP(array, marks, __u32, __u64, MAX_MARKS, BPF_F_MMAPABLE);
 MAP(hash, frontends, struct frontend_key, struct frontend, MAX_SERVICES, 0);
@@ -18,6 +33,8 @@ MAP(array, load, __u32, struct load, MAX_ENDPOINTS, BPF_F_MMAPABLE);
 MAP(hash, names, __u32, struct name, MAX_SERVICES, BPF_F_NO_PREALLOC);
 MAP(array, settings, __u32, struct settings, 1, 0);
 MAP(hash, skipped_netns, __u64, __u32, MAX_SKIPPED, BPF_F_NO_PREALLOC);
+MAP(array, maglev, __u32, struct line, MAX_LINES, 0);
+MAP(lpm_trie, source_ranges, struct source_range, __u32, MAX_SOURCE_RANGES, BPF_F_NO_PREALLOC);
 MAP(percpu_array, counters, __u32, __u64, COUNTERS, 0);
 
 /* What outlives an upgrade with the sockets it describes. */
@@ -30,6 +47,20 @@ MAP(sk_storage, datagrams, int, struct datagrams, 0, BPF_F_NO_PREALLOC);
 #ifdef HAVE_MPTCP
 /* An MPTCP socket connects by a subflow with a cookie of its own: found again by its address. */
 MAP(lru_hash, mptcp, __u64, struct socket, MAX_MPTCP, 0);
+#endif
+
+#ifdef HAVE_PACKETS
+MAP(hash, flows, struct tuple, struct flow, MAX_FLOWS, BPF_F_NO_PREALLOC);
+MAP(lru_hash, flows_new, struct tuple, struct flow, MAX_FLOWS_NEW, 0);
+MAP(lru_hash, affinity_clients, struct client_key, struct affinity, MAX_AFFINITY, 0);
+MAP(lru_hash, fragments, struct fragment_key, struct fragment, MAX_FRAGMENTS, 0);
+MAP(hash, devices, __u32, struct device, MAX_DEVICES, 0);
+MAP(hash, vlans, struct vlan_key, __u32, MAX_DEVICES, 0);
+MAP(array, packet_settings, __u32, struct packet_settings, 1, BPF_F_MMAPABLE);
+MAP(percpu_array, packet_counters, __u32, __u64, VERDICTS, 0);
+RINGBUF(trace, MAX_TRACE_BYTES);
+/* What the agent asks `sweep` to look at: flows that may have ended. */
+MAP(array, sweep_keys, __u32, struct tuple, MAX_SWEEP, BPF_F_MMAPABLE);
 #endif
 
 #endif

@@ -91,6 +91,7 @@ class Cluster:
                     *("--service-cidr", SERVICE_CIDR),
                     *("--dns", f"{NODE_IP}:53"),
                     *("--dns-upstream", "off"),
+                    *("--devices", "none"),
                     *("--state-dir", self.lab.directory / "state"),
                 ),
                 self.node,

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+# An agent of a test never serves the devices of the machine that it runs on.
+os.environ["POINTSMAN_DEVICES"] = "none"
+
 
 @pytest.fixture(scope="session")
 def missing() -> Callable[[str], None]:

@@ -24,8 +24,10 @@ _MAP_TYPES = {
     "array": 2,
     "percpu_array": 6,
     "lru_hash": 9,
+    "lpm_trie": 11,
     "array_of_maps": 12,
     "sk_storage": 24,
+    "ringbuf": 27,
 }
 _MAP_FLAGS = {"0": 0, "BPF_F_NO_PREALLOC": 1, "BPF_F_MMAPABLE": 1 << 10}
 
@@ -42,9 +44,13 @@ def source_directory() -> Path:
     return installed if installed.is_dir() else here.parent.parent / "bpf"
 
 
-def source(directory: Path) -> str:
-    """The whole program as one text. bcc rewrites map calls in the main file only, so local
-    headers are put in place; #line keeps file names and line numbers in its messages."""
+def source(directory: Path, *, packets: bool = False) -> str:
+    """One of the two modules as one text: the hooks of sockets, or the programs for `packets`, ""
+    where the directory has none. bcc rewrites map calls in the main file only, so local headers
+    are put in place; #line keeps file names and line numbers in its messages."""
+    names = ("packets.c",) if packets else ("sock.c", "correct.c")
+    if packets and not (directory / names[0]).exists():
+        return ""
     seen: set[str] = set()
 
     def inline(name: str) -> list[str]:
@@ -58,7 +64,7 @@ def source(directory: Path) -> str:
                 lines += [*inline(match[1]), f'#line {number + 1} "bpf/{name}"']
         return lines
 
-    return "\n".join([*inline("sock.c"), *inline("correct.c"), ""])
+    return "\n".join([line for name in names for line in inline(name)] + [""])
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +222,16 @@ def constants(directory: Path | None = None) -> dict[str, int]:
     return _header(directory or source_directory())[1]
 
 
+@cache
+def enumerators(name: str, directory: Path | None = None) -> dict[str, int]:
+    """Those of one enum of abi.h. Raises KeyError."""
+    text = _strip_comments(((directory or source_directory()) / "abi.h").read_text())
+    match = re.search(rf"enum\s+{name}\s*\{{(.*?)\}}\s*;", text, re.DOTALL)
+    if match is None:
+        raise KeyError(name)
+    return {each: int(value, 0) for each, value in re.findall(r"(\w+)\s*=\s*(\w+)", match[1])}
+
+
 def map_specs(
     sizes: Mapping[str, int], features: Iterable[str] = (), directory: Path | None = None
 ) -> dict[str, MapSpec]:
@@ -234,9 +250,15 @@ def map_specs(
         elif line.startswith("#endif"):
             conditions.pop()
         match = re.match(r"MAP\((\w+), (\w+), ([\w ]+), ([\w ]+), (\w+), (\w+)\);", line)
-        if not match or not all(conditions):
+        if ring := re.match(r"RINGBUF\((\w+), (\w+)\);", line):
+            parts: tuple[str, ...] = ("ringbuf", ring[1], "void", "void", ring[2], "0")
+        elif match:
+            parts = match.groups()
+        else:
             continue
-        kind, name, key, value, entries, flags = match.groups()
+        if not all(conditions):
+            continue
+        kind, name, key, value, entries, flags = parts
         value_layout = known.get(value.removeprefix("struct "))
         count = sizes.get(entries, numbers.get(entries))
         specs[name] = MapSpec(
@@ -255,6 +277,8 @@ def map_specs(
 def _size(ctype: str, known: Mapping[str, Layout]) -> int:
     if ctype == "int":
         return 4
+    if ctype == "void":  # a ring buffer has neither keys nor values; its entries are bytes
+        return 0
     if ctype in _SCALARS:
         return struct.calcsize("=" + _SCALARS[ctype])
     return known[ctype.removeprefix("struct ")].size

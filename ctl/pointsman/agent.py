@@ -18,7 +18,9 @@ from typing import Protocol
 
 from pointsman import host, netlink, netns, state
 from pointsman.builtin import DnsService, dns_address
+from pointsman.devicewatch import DevicesNow
 from pointsman.dns import DnsServer
+from pointsman.edge import Edge
 from pointsman.errors import PointsmanError
 from pointsman.events import Changed, Event, Listed, Problem, Problems, Reach
 from pointsman.leftbehind import LeftBehind
@@ -81,7 +83,8 @@ class _Probed:
     """A server opened, or failed to."""
 
 
-_Message = Event | _Probed | _Reclaimed | _Addresses | Found | Reaped | OptedOut | Reconfigured
+_Told = Found | Reaped | OptedOut | DevicesNow
+_Message = Event | _Probed | _Reclaimed | _Addresses | _Told | Reconfigured
 
 
 class Agent:
@@ -108,6 +111,7 @@ class Agent:
         self._stop = threading.Event()
         self._reporter = Reporter(settings, source.where)
         self._surroundings = Surroundings(settings, self._queue.put)
+        self._edge = Edge(settings, self._queue.put)
         self._source_problems: tuple[Problem, ...] = ()
         self._config_problems: tuple[Problem, ...] = ()
         self._reach: Reach | None = None
@@ -178,6 +182,7 @@ class Agent:
             self._stop.set()
             self._garbage.put(None)
             self._surroundings.stop()
+            self._edge.stop()
             if threads:
                 self._left_behind.stop()
             self._probes.stop()
@@ -187,6 +192,7 @@ class Agent:
                 thread.join(timeout=5)
             if threads:
                 self._write_status(stopped=True)
+            self._edge.close()
             lock.release()
 
     def _bodies(self) -> list[tuple[str, Callable[[], None]]]:
@@ -196,6 +202,8 @@ class Agent:
             ("reclaim", self._reclaim),
             ("reaper", self._left_behind.run),
             ("optouts", self._surroundings.run),
+            ("devices", self._edge.run),
+            ("sweep", self._edge.sweep),
         ]
         if configuration := self._configuration:
             bodies.append(("config", lambda: configuration.run(self._queue.put, self._stop)))
@@ -334,6 +342,8 @@ class Agent:
                 case OptedOut():
                     self._surroundings.take(message)
                     self._sync.skip()
+                case DevicesNow():
+                    self._edge.take(message)
                 case Reconfigured():
                     self._reconfigure(message)
                 case _Probed():
@@ -345,6 +355,7 @@ class Agent:
         whole = not self._sync.attached
         if (touched := self._sync.advance()) is not None:
             self._synced(touched, whole=whole)
+        self._edge.want(self._settings.packets, self._surroundings.around)
         # Sockets are judged by what the maps say, after they say it.
         for each in found:
             self._left_behind.judge(each, self._sync.members())
@@ -358,6 +369,7 @@ class Agent:
             return
         self._left_behind.look()
         if not self.ready.is_set():
+            self._edge.begin(self._sync.loaded)
             self._write_status()
             self._telemetry.attached()
             for listener in self.listeners:
@@ -402,6 +414,7 @@ class Agent:
     def problems(self) -> list[Problem]:
         """Everything an operator should mend now."""
         found = [*self._source_problems, *self._config_problems, *self._surroundings.problems]
+        found += self._edge.problems
         return [*found, *self._probes.problems, *self._sync.problems()]
 
     def _tell_problems(self) -> list[Problem]:
@@ -432,5 +445,6 @@ class Agent:
             stale=stale,
             noLocalEndpoints=dict(sync.no_local_endpoints()),
             **self._surroundings.status(),
+            **self._edge.status(),
         )
-        self._probes.tell(sync, told["balanced"], stale, self._dns, problems)
+        self._probes.tell(sync, told["balanced"], stale, self._dns, problems, told["packets"])

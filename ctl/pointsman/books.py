@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import socket
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from pointsman import abi
 from pointsman.allocate import Extents, Ids
-from pointsman.plan import RETIRED, Element, Garbage, Limits, Plan, Snapshot
-from pointsman.values import Backend, Entry, Frontend, PortName
+from pointsman.plan import RETIRED, Element, Garbage, Limits, Plan, Run, Snapshot
+from pointsman.values import Backend, Frontend, PortName
 
-_pack_slot = abi.layouts()["slot"].packer("addr", "port", "endpoint", "generation", "owner")
+_pack_slot = abi.layouts()["slot"].packer(
+    "addr", "port", "flags", "endpoint", "generation", "owner"
+)
 _htons = socket.htons
 _NOTHING = Snapshot({}, {}, {}, {}, {})
+
+#: Endpoints, and where each is; () where nobody asks.
+Members = tuple[tuple[Backend, ...], tuple[int, ...]]
 
 
 class Full(Exception):
@@ -27,19 +33,32 @@ class Full(Exception):
 
 @dataclass(slots=True)
 class Extent:
-    """A run of slots with the endpoints in it, shared by all frontends of one owner."""
+    """A run of slots with the endpoints in it, shared by all frontends of one owner. A set and
+    an outside set with the same members are one."""
 
     first: int
     members: tuple[Backend, ...]
+    places: tuple[int, ...] = ()
     users: int = 0
 
 
 @dataclass(slots=True)
-class Adopted:
-    """What a former agent left: frontends in order, with their set; keys whose element made no
-    sense; and the plan that sweeps what nothing refers to."""
+class Found:
+    """One frontend that a former agent left, with its sets; `outside` is None also if that set is
+    not whole."""
 
-    frontends: dict[Frontend, tuple[int, Element, Extent | None]] = field(default_factory=dict)
+    service: int
+    element: Element
+    extent: Extent | None
+    outside: Extent | None
+
+
+@dataclass(slots=True)
+class Adopted:
+    """What a former agent left: frontends in order; keys whose element made no sense; and the plan
+    that sweeps what nothing refers to."""
+
+    frontends: dict[Frontend, Found] = field(default_factory=dict)
     broken: set[Frontend] = field(default_factory=set)
     leftovers: Plan = field(default_factory=Plan)
 
@@ -54,7 +73,7 @@ class Books:
         self._owners: dict[PortName, int] = {}
         self._names: dict[int, PortName] = {}  # the same, the other way round
         self._users: dict[int, int] = {}  # owner id → frontends
-        self._extents: dict[tuple[int, tuple[Backend, ...]], Extent] = {}
+        self._extents: dict[tuple[int, *Members], Extent] = {}
         self._endpoints: dict[int, dict[Backend, int]] = {}  # owner id → endpoint ids
         # Of each endpoint id. Arrays: there may be a hundred thousand of them.
         self._generations = array("I", bytes(4 * limits.endpoints))  # 0: never used
@@ -99,26 +118,30 @@ class Books:
             if not element or element.frontend != frontend or not name:
                 found.broken.add(frontend)
                 continue
-            extent = None
-            key = (element.first, element.count)
-            if element.count:
-                if not valid.get(key) or not self._adopt_set(
-                    element, snapshot.slots[key], snapshot.generations, taken
-                ):
-                    found.broken.add(frontend)
-                    continue
-                members = tuple(backend for backend, _, _ in snapshot.slots[key])
-                extent = self._extents[element.owner, members]
-                extent.users += 1
+            sets = (Run(element.first, element.count), element.outside)
+            extent, outside = (
+                self._adopt_set(element.owner, run, snapshot, taken) if valid.get(run) else None
+                for run in sets
+            )
+            if element.count and extent is None:
+                found.broken.add(frontend)
+                if outside and not outside.users:
+                    self._drop_set(element.owner, outside, taken)
+                continue
+            for each in (extent, outside):
+                if each:
+                    each.users += 1
             self._owners[name] = element.owner
             self._names[element.owner] = name
             self._users[element.owner] = self._users.get(element.owner, 0) + 1
-            found.frontends[frontend] = (service, element, extent)
+            found.frontends[frontend] = Found(service, element, extent, outside)
         if inherited:
             self._inherit(snapshot, inherited, taken, found.leftovers)
         self._slots = Extents(self.limits.slots, runs)
         # Everything the snapshot shows in use is out of reach until a grace period has passed.
-        used_services = set(snapshot.services) | set(snapshot.frontends.values())
+        # A service id whose ranges were written, and nothing else before a crash, is in use, too.
+        used_services = {*snapshot.services, *snapshot.frontends.values()}
+        used_services |= {i for i in snapshot.ranges if 0 < i < self.limits.services}
         self._service_ids = Ids(
             self.limits.services, used_services | set(self._old_services.values())
         )
@@ -154,9 +177,12 @@ class Books:
                 self._old_services[frontend] = service
             if element.owner < limits.services and element.owner not in snapshot.names:
                 self._old_owners[name] = element.owner
-            for backend, ident, generation in inherited.slots.get(
-                (element.first, element.count), ()
-            ):
+            members = (
+                member
+                for run in {(element.first, element.count), (*element.outside,)}
+                for member in inherited.slots.get(run, ())
+            )
+            for backend, ident, generation in members:
                 # A start before this one may have given it out in these maps already.
                 if (
                     ident < limits.endpoints
@@ -187,31 +213,42 @@ class Books:
 
     def _adopt_set(
         self,
-        element: Element,
-        members: tuple[tuple[Backend, int, int], ...],
-        generations: Mapping[int, int],
+        owner: int,
+        run: Run,
+        snapshot: Snapshot,
         taken: dict[int, tuple[int, Backend]],
-    ) -> bool:
-        """Whether this set is whole: each endpoint id stands for one backend of one owner, with
-        the generation that `load` has. Anything else is rebuilt."""
-        key = (element.owner, tuple(backend for backend, _, _ in members))
-        if key in self._extents:
-            return self._extents[key].first == element.first
-        known = self._endpoints.get(element.owner, {})
+    ) -> Extent | None:
+        """The slots of this run if they are whole: each endpoint id stands for one backend of one
+        owner, with the generation that `load` has. Anything else is rebuilt."""
+        members = snapshot.slots[run]
+        key = (owner, tuple(backend for backend, _, _ in members), snapshot.places.get(run, ()))
+        if extent := self._extents.get(key):
+            return extent if extent.first == run.first else None
+        known = self._endpoints.get(owner, {})
         if any(known.get(backend, ident) != ident for backend, ident, _ in members):
-            return False  # half of a change of owner: another id stands for that endpoint already
+            return None  # half of a change of owner: another id stands for that endpoint already
         for backend, ident, generation in members:
-            if taken.get(ident, (element.owner, backend)) != (element.owner, backend):
-                return False
-            if generations.get(ident) != generation:
-                return False
-        mine = self._endpoints.setdefault(element.owner, {})
+            if taken.get(ident, (owner, backend)) != (owner, backend):
+                return None
+            if snapshot.generations.get(ident) != generation:
+                return None
+        mine = self._endpoints.setdefault(owner, {})
         for backend, ident, _ in members:
-            taken[ident] = (element.owner, backend)
+            taken[ident] = (owner, backend)
             mine[backend] = ident
             self._uses[ident] += 1
-        self._extents[key] = Extent(element.first, key[1])
-        return True
+        extent = self._extents[key] = Extent(run.first, key[1], key[2])
+        return extent
+
+    def _drop_set(self, owner: int, extent: Extent, taken: dict[int, tuple[int, Backend]]) -> None:
+        """Takes an adoption back: the frontend is broken in another way."""
+        del self._extents[owner, extent.members, extent.places]
+        mine = self._endpoints[owner]
+        for backend in extent.members:
+            ident = mine[backend]
+            self._uses[ident] -= 1
+            if not self._uses[ident]:
+                del mine[backend], taken[ident]
 
     def _sweep(
         self,
@@ -223,7 +260,7 @@ class Books:
     ) -> None:
         """What nothing refers to goes with the first plan, and is given back after a grace period
         like everything else."""
-        kept = {service for service, _, _ in found.frontends.values()}
+        kept = {each.service for each in found.frontends.values()}
         live = {(e.first, len(e.members)) for e in self._extents.values()}
         leftovers, garbage = found.leftovers, found.leftovers.garbage
         leftovers.deleted += found.broken
@@ -262,16 +299,15 @@ class Books:
         """One frontend more belongs to this owner."""
         self._users[owner] += 1
 
-    def set_of(self, entry: Entry, before: Extent | None, plan: Plan) -> tuple[int, Extent | None]:
-        """The owner id and the slots of an entry; what it took is given back if it raises Full.
-        A set that becomes smaller than `before` may use a part of the map kept back for that: it
-        gives back more than it takes."""
-        owner = self._owner(entry.owner, plan)
-        shrinks = before is not None and len(entry.endpoints) < len(before.members)
+    def sets_of(
+        self, name: PortName, wanted: Sequence[Members], plan: Plan, *, shrinks: bool = False
+    ) -> tuple[int, list[Extent | None]]:
+        """The owner id and the slots of each set; what it took is given back if it raises Full.
+        What `shrinks` may use a part of the map kept back for that: it gives back more than it
+        takes."""
+        owner = self._owner(name, plan)
         try:
-            return owner, self._extent(
-                owner, entry.endpoints, 0 if shrinks else self._reserve, plan
-            )
+            return owner, self._sets(owner, wanted, 0 if shrinks else self._reserve, plan)
         except Full:
             if not self._users[owner]:
                 # Made a moment ago, and nothing has seen it: free without a grace period.
@@ -303,43 +339,71 @@ class Books:
         plan.unnamed.append(owner)
         plan.garbage.owners.append(owner)
 
-    def _extent(
-        self, owner: int, members: tuple[Backend, ...], reserve: int, plan: Plan
-    ) -> Extent | None:
+    def _sets(
+        self, owner: int, wanted: Sequence[Members], reserve: int, plan: Plan
+    ) -> list[Extent | None]:
         """The slots of these endpoints for this owner: shared by all its frontends."""
-        if not members:
-            return None
-        key = (owner, members)
-        extent = self._extents.get(key)
-        if extent is None:
-            room = self._slots.available - reserve >= len(members)
-            first = self._slots.take(len(members)) if room else None
-            if first is None:
-                free = max(self._slots.available - reserve, 0)
-                raise Full(
-                    f"slots is full ({self.limits.slots}, {free} free, "
-                    f"{len(members)} wanted in one run); raise --max-slots"
-                )
-            mine = self._endpoints.setdefault(owner, {})
-            new = [backend for backend in members if backend not in mine]
-            if not self._new_endpoints(owner, new, plan):
-                self._slots.free(first, len(members))
-                if not mine:
-                    del self._endpoints[owner]
-                raise Full(
-                    f"load is full ({self.limits.endpoints} endpoints); raise --max-endpoints"
-                )
+        found: list[Extent | None] = []
+        fresh: list[Extent] = []
+        for members, places in wanted:
+            if not members:
+                found.append(None)
+                continue
+            extent = self._extents.get((owner, members, places))
+            if extent is None:  # new, as a set and an outside set that are alike
+                key = (members, places)
+                extent = next((e for e in fresh if (e.members, e.places) == key), None)
+            if extent is None:
+                first = self._run_of(len(members), reserve, fresh)
+                extent = Extent(first, members, places)
+                fresh.append(extent)
+            found.append(extent)
+        if fresh:
+            self._fill(owner, fresh, plan)
+        for extent in found:
+            if extent:
+                extent.users += 1
+        return found
+
+    def _run_of(self, count: int, reserve: int, fresh: Sequence[Extent]) -> int:
+        """Raises Full, and gives back the slots of `fresh`, if there is no room."""
+        room = self._slots.available - reserve >= count
+        first = self._slots.take(count) if room else None
+        if first is None:
+            free = max(self._slots.available - reserve, 0)
+            self._give_back(fresh)
+            raise Full(
+                f"slots is full ({self.limits.slots}, {free} free, {count} wanted in one run); "
+                "raise --max-slots"
+            )
+        return first
+
+    def _give_back(self, fresh: Sequence[Extent]) -> None:
+        """Slots that no plan mentions."""
+        for extent in fresh:
+            self._slots.free(extent.first, len(extent.members))
+
+    def _fill(self, owner: int, fresh: Sequence[Extent], plan: Plan) -> None:
+        """Endpoint ids for new sets, and their slots. Raises Full and gives the slots back."""
+        mine = self._endpoints.setdefault(owner, {})
+        new = [b for extent in fresh for b in extent.members if b not in mine]
+        if len(fresh) > 1:
+            new = list(dict.fromkeys(new))
+        if not self._new_endpoints(owner, new, plan):
+            self._give_back(fresh)
+            if not mine:
+                del self._endpoints[owner]
+            raise Full(f"load is full ({self.limits.endpoints} endpoints); raise --max-endpoints")
+        for extent in fresh:
             packed = []
-            for backend in members:
+            for backend, place in zip(extent.members, extent.places or repeat(0), strict=False):
                 ident = mine[backend]
                 self._uses[ident] += 1
                 address, port = backend
                 generation = self._generations[ident]
-                packed.append(_pack_slot(address, _htons(port), ident, generation, owner))
-            plan.slots.append((first, b"".join(packed)))
-            extent = self._extents[key] = Extent(first, members)
-        extent.users += 1
-        return extent
+                packed.append(_pack_slot(address, _htons(port), place, ident, generation, owner))
+            plan.slots.append((extent.first, b"".join(packed)))
+            self._extents[owner, extent.members, extent.places] = extent
 
     def _new_endpoints(self, owner: int, new: list[Backend], plan: Plan) -> bool:
         """Ids for backends that this owner did not have; False, and nothing done, without room."""
@@ -371,7 +435,7 @@ class Books:
         extent.users -= 1
         if extent.users:
             return
-        del self._extents[owner, extent.members]
+        del self._extents[owner, extent.members, extent.places]
         plan.garbage.extents.append((extent.first, len(extent.members)))
         mine = self._endpoints[owner]
         for backend in extent.members:

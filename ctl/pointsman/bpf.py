@@ -11,6 +11,7 @@ import ctypes.util
 import errno
 import mmap
 import os
+import select
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,6 +59,10 @@ class _BatchOpts(ctypes.Structure):
         ("elem_flags", ctypes.c_uint64),
         ("flags", ctypes.c_uint64),
     ]
+
+
+class _LinkOpts(ctypes.Structure):
+    _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32)]
 
 
 class _RunOpts(ctypes.Structure):
@@ -165,9 +170,23 @@ def link_cgroup(fd: int) -> int:
     return int(struct.unpack_from("=IIIIQ", _info(fd))[4])
 
 
-def link_create(program: int, target: int, attach_type: int) -> int:
-    result = _libbpf.bpf_link_create(program, target, attach_type, None)
+def link_device(fd: int) -> int:
+    """The ifindex of the device that an XDP or tcx link is attached to; 0 = that device is gone."""
+    return int(struct.unpack_from("=IIIII", _info(fd))[4])
+
+
+def link_create(program: int, target: int, attach_type: int, flags: int = 0) -> int:
+    """`target` is a file descriptor, or the ifindex of a device of this network namespace."""
+    options = _LinkOpts(ctypes.sizeof(_LinkOpts), flags)
+    result = _libbpf.bpf_link_create(
+        program, target, attach_type, ctypes.byref(options) if flags else None
+    )
     return _check(result, "attach")
+
+
+def link_detach(link: int) -> None:
+    """Detaches at once; a link that is only closed or unpinned may run a moment longer."""
+    _check(_libbpf.bpf_link_detach(link), "detach")
 
 
 def link_update(link: int, program: int) -> None:
@@ -186,8 +205,11 @@ def run(program: int, data: bytes) -> int:
     return int(options.retval)
 
 
-def map_create(kind: int, name: str, key: int, value: int, entries: int, inner: int = -1) -> int:
-    """A map of our own making, for what no program declares. `inner`: a map-in-map's template."""
+def map_create(
+    kind: int, name: str, key: int, value: int, entries: int, inner: int = -1, flags: int = 0
+) -> int:
+    """A map of our own making, for what no program declares. `inner`: a map-in-map's template;
+    `flags`: BPF_F_… of creation."""
 
     class Options(ctypes.Structure):
         _fields_ = [
@@ -203,7 +225,7 @@ def map_create(kind: int, name: str, key: int, value: int, entries: int, inner: 
             ("map_ifindex", ctypes.c_uint32),
         ]
 
-    options = Options(sz=ctypes.sizeof(Options))
+    options = Options(sz=ctypes.sizeof(Options), map_flags=flags)
     if inner >= 0:
         options.inner_map_fd = inner
     result = _libbpf.bpf_map_create(kind, name.encode(), key, value, entries, ctypes.byref(options))
@@ -284,45 +306,55 @@ class Map:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every key with its value (not for per-CPU maps)."""
         key_size, value_size = self.info.key_size, self.info.value_size
-        for count, keys, values in self._batches():
+        for count, keys, values in self.scan():
+            raw_keys, raw_values = bytes(keys), bytes(values)
             for i in range(count):
                 yield (
-                    keys[i * key_size : (i + 1) * key_size],
-                    values[i * value_size : (i + 1) * value_size],
+                    raw_keys[i * key_size : (i + 1) * key_size],
+                    raw_values[i * value_size : (i + 1) * value_size],
                 )
 
     def values(self) -> bytes:
         """All elements of an array map, one after the other."""
-        size = self.info.value_size
-        return b"".join(values[: count * size] for count, _, values in self._batches())
+        return b"".join(bytes(values) for _, _, values in self.scan())
 
-    def _batches(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """(count, keys, values) of one syscall each."""
-        room = min(_BATCH, max(self.info.max_entries, 64))
+    def scan(self, room: int = _BATCH) -> Iterator[tuple[int, memoryview, memoryview]]:
+        """(count, keys, values) of one syscall each, some `room` elements (not for per-CPU maps).
+        Both views are of the same memory each time: what is to last has to be copied.
+
+        Elements that come or go meanwhile may be missed or come twice.
+        """
+        room = min(room, max(self.info.max_entries, 64))
+        key_size, value_size = self.info.key_size, self.info.value_size
         # The cursor is a bucket number or a key, whatever the map type makes of it.
-        cursor = ctypes.create_string_buffer(max(self.info.key_size, 8))
+        cursor = ctypes.create_string_buffer(max(key_size, 8))
+        keys, values = bytearray(key_size * room), bytearray(value_size * room)
         first = True
         while True:
-            keys = ctypes.create_string_buffer(self.info.key_size * room)
-            values = ctypes.create_string_buffer(self.info.value_size * room)
             count = ctypes.c_uint32(room)
             options = _BatchOpts(ctypes.sizeof(_BatchOpts), 0, 0)
             result = _libbpf.bpf_map_lookup_batch(
                 self.fd,
                 None if first else cursor,
                 cursor,
-                keys,
-                values,
+                (ctypes.c_char * len(keys)).from_buffer(keys),
+                (ctypes.c_char * len(values)).from_buffer(values),
                 ctypes.byref(count),
                 ctypes.byref(options),
             )
             number = ctypes.get_errno() if result < 0 else 0
             if number == errno.ENOSPC:
                 room *= 4  # one bucket holds more than fits
+                keys, values = bytearray(key_size * room), bytearray(value_size * room)
                 continue
             if number not in (0, errno.ENOENT):
                 _check(result, f"read {self.info.name}")
-            yield count.value, keys.raw, values.raw
+            found = count.value
+            yield (
+                found,
+                memoryview(keys)[: found * key_size],
+                memoryview(values)[: found * value_size],
+            )
             if number == errno.ENOENT:
                 return
             first = False
@@ -371,3 +403,68 @@ class Array:
     def close(self) -> None:
         self._anchor = None
         self.memory.close()
+
+
+_Sample = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_char), ctypes.c_size_t
+)
+_libbpf.ring_buffer__new.restype = ctypes.c_void_p
+_libbpf.ring_buffer__new.argtypes = [ctypes.c_int, _Sample, ctypes.c_void_p, ctypes.c_void_p]
+for _name in ("ring_buffer__consume", "ring_buffer__epoll_fd", "ring_buffer__free"):
+    _libbpf[_name].argtypes = [ctypes.c_void_p]
+_RINGBUF_HEADER = 8  # struct bpf_ringbuf_hdr before each record; both are padded to 8 bytes
+
+
+class RingBuffer:
+    """Reads what programs write to a ring buffer map. There can be one reader only: the position
+    of reading belongs to the map, not to who reads.
+
+    `source` must have been opened for writing, since that position is written.
+    """
+
+    def __init__(self, source: Map, *, most: int = 1024) -> None:
+        """`most`: records of one `read`."""
+        self._most = most
+        self._size = source.info.max_entries
+        self._records: list[bytes] = []
+        self._sample = _Sample(self._take)  # must live as long as libbpf calls it
+        # The positions of reader and writer, a page each, as 64-bit numbers.
+        page = mmap.PAGESIZE
+        self._positions = mmap.mmap(source.fd, 2 * page, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._ring = _libbpf.ring_buffer__new(source.fd, self._sample, None, None)
+        if not self._ring:
+            number = ctypes.get_errno()
+            raise OSError(number, f"read ring buffer {source.info.name}: {os.strerror(number)}")
+        self._poll = select.poll()
+        self._poll.register(_libbpf.ring_buffer__epoll_fd(self._ring), select.POLLIN)
+
+    def _take(self, _context: object, data: Any, size: int) -> int:
+        self._records.append(ctypes.string_at(data, size))
+        # Below zero ends libbpf's loop, after this record: under load it would never end.
+        return 0 if len(self._records) < self._most else -errno.EAGAIN
+
+    def pending(self) -> int:
+        """Bytes that are written and not read, headers included."""
+        reader = int(struct.unpack_from("=Q", self._positions)[0])
+        writer = int(struct.unpack_from("=Q", self._positions, mmap.PAGESIZE)[0])
+        return writer - reader
+
+    def full(self, size: int) -> bool:
+        """Whether there is no room for a record of so many bytes: a program loses it now."""
+        return self._size - self.pending() < -(-size // 8) * 8 + _RINGBUF_HEADER
+
+    def read(self, seconds: float) -> list[bytes]:
+        """The next records; waits for the first. Records outlive the reader before this one."""
+        if not self.pending():
+            self._poll.poll(seconds * 1000)
+        self._records = []
+        result = _libbpf.ring_buffer__consume(self._ring)
+        if result < 0 and len(self._records) < self._most:
+            _check(result, "read a ring buffer")
+        return self._records
+
+    def close(self) -> None:
+        if self._ring:
+            _libbpf.ring_buffer__free(self._ring)
+            self._ring = None
+            self._positions.close()

@@ -222,6 +222,18 @@ def describe_kernel(
     ]
 
 
+def _outside(row: FrontendRow) -> str:
+    """What is to be said of clients outside of the cluster; "" if they are not served."""
+    if not row.packets:
+        return ""
+    found = [word for word in row.packets if word != "outside"]
+    if row.outside_when_empty:
+        found.append(f"no endpoints: {row.outside_when_empty}")
+    elif row.outside_endpoints != row.endpoints:
+        found.append(f"{row.outside_endpoints} of the endpoints")
+    return f", from outside{' (' + ', '.join(found) + ')' if found else ''}"
+
+
 def _frontend_line(row: FrontendRow) -> str:
     if row.wildcard:
         line = f"{row.frontend}  id {row.id}, any other port: {row.when_empty}"
@@ -230,4 +242,5 @@ def _frontend_line(row: FrontendRow) -> str:
         empty = f", no endpoints: {row.when_empty}" if row.when_empty else ""
         flags = f", {' '.join(row.flags)}" if row.flags else ""
         line = f"{row.frontend}  id {row.id}, {row.kind}, {row.algorithm}{affinity}{flags}{empty}"
+        line += _outside(row)
     return line if row.consistent else f"{line}, not in force: its service has another key"

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pointsman import abi
+from pointsman import abi, dumppackets
 from pointsman.inspect import (
+    PLACES,
     RETIRED,
+    UNKNOWN,
     Reader,
     algorithm_name,
     cidr_text,
@@ -22,26 +24,40 @@ from pointsman.inspect import (
     decode_affinity,
     empty_name,
     flag_names,
+    held,
+    outside_empty_name,
+    packets_names,
     skipped_netns,
 )
-from pointsman.plan import Element
+from pointsman.maglev import lines_of, stamp
+from pointsman.plan import Element, Run
+from pointsman.ranges import source_text
 from pointsman.values import PROTOCOL_NAMES, PortName, endpoint_text
 
 #: Number of the map type to its name (enum bpf_map_type).
-TYPES = {1: "hash", 2: "array", 6: "percpu_array", 9: "lru_hash", 24: "sk_storage"}
+TYPES = {
+    1: "hash",
+    2: "array",
+    6: "percpu_array",
+    9: "lru_hash",
+    11: "lpm_trie",
+    24: "sk_storage",
+    27: "ringbuf",
+}
 _BUSY = 1 << 63  # COOKIE_BUSY of bpf/record.h
 _layouts = abi.layouts()
 _read_load = _layouts["load"].reader("generation", "open")
 
 Row = dict[str, Any]
 #: Of which there are always as many: how full they are says nothing.
-_FIXED = ("counters", "settings")
+_FIXED = ("counters", "settings", *dumppackets.FIXED)
 
 
 class Source(Reader, Protocol):
     """A Reader with the counters, which nothing else reads."""
 
     def counters(self) -> dict[str, int]: ...
+    def packet_counters(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,10 @@ def used(source: Source, name: str) -> int | None:
         return sum(count for _, count in extents(source))
     if name == "load":
         return sum(1 for generation in source.generations().values() if not generation & RETIRED)
+    if name == "maglev":
+        return sum(lines_of(run.count) for run in _tables(source))
+    if name in dumppackets.FLOWS:
+        return sum(1 for _ in source.items(name))
     if name in DUMPS:
         return sum(1 for _ in DUMPS[name](source))
     return None
@@ -86,7 +106,13 @@ def _elements(source: Source) -> Iterator[tuple[int, Element]]:
 
 def extents(source: Source) -> list[tuple[int, int]]:
     """(first slot, count) of every set in use, each once: Services' VIPs share them."""
-    return sorted({(e.first, e.count) for _, e in _elements(source) if e.count})
+    elements = [element for _, element in _elements(source)]
+    runs = {(e.first, e.count) for e in elements}.union(e.outside for e in elements)
+    return sorted(run for run in runs if run[1])
+
+
+def _tables(source: Source) -> set[Run]:
+    return {e.table for _, e in _elements(source) if e.table.count}
 
 
 # -- one function for each map -------------------------------------------------------------------
@@ -117,6 +143,12 @@ def _services(source: Source) -> Iterator[Row]:
             "firstSlot": element.first if element.count else None,
             "count": element.count,
             "whenEmpty": _when_empty(element),
+            "packets": list(packets_names(element.packets)),
+            "outsideFirstSlot": element.outside.first if element.outside.count else None,
+            "outsideCount": element.outside.count if element.packets else None,
+            "outsideWhenEmpty": outside_empty_name(element) or None,
+            "tableFirstLine": element.table.first if element.table.count else None,
+            "tableEntries": element.table.count or None,
         }
 
 
@@ -141,6 +173,34 @@ def _slots(source: Source) -> Iterator[Row]:
                 "generation": slot.generation,
                 "owner": slot.owner,
                 "name": _owner_name(names, slot.owner),
+                "place": PLACES.get(slot.place),
+            }
+
+
+def _maglev(source: Source) -> Iterator[Row]:
+    """One row for each table: "stale" if it was made for other endpoints than the set has."""
+    found = {each.element.table: each for each in held(source) if each.element.table.count}
+    for run, each in sorted(found.items()):
+        current = source.stamp(run) == stamp([slot.backend for slot in each.outside])
+        yield {
+            "firstLine": run.first,
+            "lines": lines_of(run.count),
+            "entries": run.count,
+            "endpoints": len(each.outside),
+            "owner": each.element.owner,
+            "name": "" if each.name == UNKNOWN else str(each.name),
+            "state": "current" if current else "stale",
+        }
+
+
+def _source_ranges(source: Source) -> Iterator[Row]:
+    keys = {ident: frontend for frontend, ident in source.frontends().items()}
+    for service, found in sorted(source.ranges().items()):
+        for one in sorted(found):
+            yield {
+                "service": service,
+                "frontend": str(keys[service]) if service in keys else "",
+                "range": source_text(one),
             }
 
 
@@ -284,12 +344,19 @@ def _number(data: bytes) -> int:
     return int(struct.unpack("=I" if len(data) == 4 else "=Q", data)[0])
 
 
-#: By the name in bpf/maps.h. `datagrams` is missing: socket storage can't be listed from outside.
+#: What can't be listed from outside, and why.
+UNLISTED = {
+    "datagrams": "what it holds is stored in the sockets themselves",
+    **dumppackets.UNLISTED,
+}
+#: By the name in bpf/maps.h.
 DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
     "marks": _marks,
     "frontends": _frontends,
     "services": _services,
     "slots": _slots,
+    "maglev": _maglev,
+    "source_ranges": _source_ranges,
     "load": _load,
     "previous_load": _raw_load("previous_load"),
     "names": _names,
@@ -302,4 +369,5 @@ DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
     "overflow_netns": _overflow_netns,
     "affinity": _affinity,
     "mptcp": _mptcp,
+    **dumppackets.DUMPS,
 }

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pointsman.devicehealth import device_reasons, device_report
 from pointsman.dump import MapRow
-from pointsman.hooks import Link
+from pointsman.hooks import DeviceLink, Link
 from pointsman.inspect import camel, plain
+from pointsman.packethealth import PacketsSeen, packets, warnings
 from pointsman.verify import link_differences
 
 Report = dict[str, Any]
@@ -35,6 +37,9 @@ class Observation:
     now: float
     #: As uname -r says it.
     kernel: str = ""
+    #: None where no packet programs are.
+    packets: PacketsSeen | None = None
+    device_links: tuple[DeviceLink, ...] = ()
 
 
 def report(seen: Observation) -> Report:
@@ -42,17 +47,23 @@ def report(seen: Observation) -> Report:
     sync = _sync(seen)
     datapath = _datapath(seen)
     agent = _agent(seen)
+    devices = device_report(seen.status.get("devices"), seen.device_links)
     reasons = [*_agent_reasons(agent, sync), *_datapath_reasons(datapath)]
+    reasons += device_reasons(devices)
+    of_packets = packets(seen.packets, seen.maps, seen.status.get("packets"))
     return {
         "healthy": not reasons,
         "reasons": reasons,
         "warnings": [
-            note for note in (kernel_sockets_note(seen.kernel), _away(_source(seen))) if note
+            *(note for note in (kernel_sockets_note(seen.kernel), _away(_source(seen))) if note),
+            *warnings(of_packets),
         ],
         "agent": agent,
         "node": _node(seen),
         "policy": _policy(seen),
         "datapath": datapath,
+        "devices": devices,
+        "packets": of_packets,
         "maps": [plain(row) for row in seen.maps],
         "sync": sync,
         "source": _source(seen),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_CGROUP_SOCK, _CGROUP_SOCK_ADDR, _SOCK_OPS, _XDP = 9, 18, 13, 6
+_CGROUP_SOCK, _CGROUP_SOCK_ADDR, _SOCK_OPS, _XDP, _SCHED_CLS = 9, 18, 13, 6, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One program: its function in bpf/sock.c, its type and where it attaches."""
+    """One program: its function in bpf/, its type and where it attaches."""
 
     name: str
     program_type: int
@@ -23,6 +23,20 @@ class Link:
     hook: str
     program: int | None = None
     cgroup: int = 0
+    current: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLink:
+    """One pin: on which device (ifindex 0: it is gone, or in another namespace) which program (id)
+    runs, as a link or as a filter of a clsact qdisc."""
+
+    pin: str
+    hook: str
+    name: str
+    index: int
+    program: int
+    is_filter: bool = False
     current: bool = False
 
 
@@ -42,6 +56,14 @@ HOOKS = (
     Hook("post_bind4", _CGROUP_SOCK, 12),
     Hook("post_bind6", _CGROUP_SOCK, 13),
 )
+
+#: On devices: XDP takes what comes from outside, TC what XDP left, and what goes out.
+XDP_INGRESS = Hook("xdp_ingress", _XDP, 37)
+TC_INGRESS = Hook("tc_ingress", _SCHED_CLS, 46)
+TC_EGRESS = Hook("tc_egress", _SCHED_CLS, 47)
+DEVICE_HOOKS = (XDP_INGRESS, TC_INGRESS, TC_EGRESS)
+#: Run by the agent as HELPERS are, loaded with the programs for packets.
+SWEEP = Hook("sweep", _XDP, 37)
 
 #: Tried in this order: what the kernel lacks costs a feature, not the load.
 FEATURES: tuple[tuple[str, ...], ...] = (("HAVE_MPTCP",), ())

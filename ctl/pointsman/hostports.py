@@ -22,12 +22,16 @@ from pointsman.values import (
     Backend,
     Entry,
     Frontend,
+    Outside,
     PortName,
     is_ipv4,
     to_address,
 )
 
 _FLAGS = abi.constants()
+_PACKETS = _FLAGS["PACKETS_OUTSIDE"] | _FLAGS["PACKETS_LOCAL"]
+_HOST_NETNS = _FLAGS["SERVICE_HOST_NETNS"]
+_PLACES = (_FLAGS["SLOT_HERE"],)
 _ANYWHERE_HERE = _FLAGS["SERVICE_NODE_PORT"] | _FLAGS["SERVICE_THIS_NODE"]
 
 
@@ -83,8 +87,17 @@ def host_port_entries(pod: Pod, context: Context) -> tuple[tuple[Entry, ...], tu
             if target := addresses.get(is_ipv4(address)):
                 frontend = Frontend(address, port.host_port, PROTOCOLS[port.protocol])
                 backend: Backend = (target, port.container_port)
-                entries.setdefault(frontend, Entry(frontend, owner, (backend,), flags=flags))
+                entries.setdefault(frontend, _entry(frontend, owner, backend, flags))
     return tuple(entries.values()), tuple(problems)
+
+
+def _entry(frontend: Frontend, owner: PortName, backend: Backend, flags: int) -> Entry:
+    """Clients outside get it as well, and the pod sees their address; a loopback address is the
+    host's own."""
+    if flags & _HOST_NETNS:
+        return Entry(frontend, owner, (backend,), flags=flags)
+    outside = Outside((backend,), _PLACES, flags=_PACKETS)
+    return Entry(frontend, owner, (backend,), flags=flags, places=_PLACES, outside=outside)
 
 
 def _ports(pod: Pod) -> list[tuple[str, ContainerPort]]:
@@ -141,4 +154,4 @@ def _places(host_ip: str) -> list[tuple[Address, int]]:
         return [(address, _ANYWHERE_HERE)]
     loopback = ipaddress.ip_address(host_ip).is_loopback
     # A pod's own loopback addresses are its own.
-    return [(address, _FLAGS["SERVICE_HOST_NETNS"] if loopback else 0)]
+    return [(address, _HOST_NETNS if loopback else 0)]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 from pointsman import abi
-from pointsman.plan import Element, Slot
+from pointsman.plan import Element, Run, Slot
+from pointsman.ranges import Source
 from pointsman.values import (
     ANY_IPV4,
     ANY_IPV6,
@@ -36,12 +37,16 @@ def _enumerators(prefix: str) -> dict[int, str]:
 ALGORITHMS = _enumerators("ALGORITHM_")
 EMPTY = _enumerators("EMPTY_")
 FLAGS = _enumerators("SERVICE_")
+PACKETS = _enumerators("PACKETS_")
+#: SLOT_… of slot.flags.
+PLACES = _enumerators("SLOT_")
 RETIRED = abi.constants()["GENERATION_RETIRED"]
 NODE = abi.constants()["SERVICE_NODE"]
 REMOTE_NODE = abi.constants()["SERVICE_REMOTE_NODE"]
 LOOPBACK = abi.constants()["SERVICE_LOOPBACK"]
 GUARDED = abi.constants()["SERVICE_GUARDED"]
 PASS = abi.constants()["SERVICE_PASS"]
+OUTSIDE = abi.constants()["PACKETS_OUTSIDE"]
 UNKNOWN = PortName("", "", "")
 #: What owns a frontend that is no Service's: the hostPort of a Pod, the addresses of a node.
 POD, NODES = "pod/", "node/"
@@ -61,6 +66,8 @@ class Reader(Protocol):
     def load(self, endpoint: int) -> tuple[int, int]: ...
     def generations(self) -> Mapping[int, int]: ...
     def owned(self) -> list[int]: ...
+    def ranges(self) -> Mapping[int, frozenset[Source]]: ...
+    def stamp(self, table: Run) -> bytes: ...
     def settings(self) -> dict[str, Any]: ...
     def items(self, name: str) -> Iterable[tuple[bytes, bytes]]: ...
 
@@ -76,13 +83,26 @@ def empty_name(number: int) -> str:
 
 def flag_names(flags: int) -> tuple[str, ...]:
     """SERVICE_HOST_NETNS | SERVICE_GUARDED → ("host-netns", "guarded")."""
-    names = [name.replace("_", "-") for bit, name in sorted(FLAGS.items()) if flags & bit]
-    unknown = flags & ~sum(FLAGS)
+    return _names(flags, FLAGS)
+
+
+def packets_names(packets: int) -> tuple[str, ...]:
+    """PACKETS_OUTSIDE | PACKETS_LOCAL → ("outside", "local")."""
+    return _names(packets, PACKETS)
+
+
+def _names(flags: int, known: Mapping[int, str]) -> tuple[str, ...]:
+    names = [name.replace("_", "-") for bit, name in sorted(known.items()) if flags & bit]
+    unknown = flags & ~sum(known)
     return (*names, f"unknown ({unknown})") if unknown else tuple(names)
 
 
 def flags_text(flags: int) -> str:
     return ",".join(flag_names(flags)) or "none"
+
+
+def packets_text(packets: int) -> str:
+    return ",".join(packets_names(packets)) or "none"
 
 
 def is_service(name: PortName) -> bool:
@@ -160,6 +180,10 @@ class FrontendRow:
 
     `kind` is ClusterIP, NodePort, External or HostPort; of a node's addresses as a whole Node,
     RemoteNode or Loopback; Pass for an address at which nothing is refused.
+
+    `packets` has "outside" if clients outside of the cluster are served, from a set of their own:
+    `outside_endpoints` counts it, `outside_when_empty` is its answer if there are none, and
+    `table_entries` the size of its Maglev table (0 = none).
     """
 
     namespace: str
@@ -179,6 +203,10 @@ class FrontendRow:
     flags: tuple[str, ...]
     first_slot: int
     when_empty: str
+    packets: tuple[str, ...]
+    outside_endpoints: int
+    outside_when_empty: str
+    table_entries: int
     consistent: bool
 
     @property
@@ -188,7 +216,7 @@ class FrontendRow:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One frontend with all that belongs to it."""
+    """One frontend with all that belongs to it; `outside` are the slots of its outside set."""
 
     frontend: Frontend
     ident: int
@@ -196,6 +224,7 @@ class Held:
     name: PortName
     slots: tuple[Slot, ...]
     kind: str
+    outside: tuple[Slot, ...] = ()
 
 
 def held(reader: Reader) -> Iterator[Held]:
@@ -216,7 +245,12 @@ def held(reader: Reader) -> Iterator[Held]:
     ):
         slots = reader.slots(element.first, element.count) if element.count else ()
         kind = _kind(frontend, element, name, frontend.address in vips)
-        yield Held(frontend, ident, element, name, slots, kind)
+        outside: tuple[Slot, ...] = ()
+        if element.outside == (element.first, element.count):
+            outside = slots
+        elif element.outside.count:
+            outside = reader.slots(*element.outside)
+        yield Held(frontend, ident, element, name, slots, kind, outside)
 
 
 def _kind(frontend: Frontend, element: Element, name: PortName, vip: bool) -> str:
@@ -254,8 +288,19 @@ def _frontend_row(reader: Reader, each: Held) -> FrontendRow:
         flags=flag_names(element.flags),
         first_slot=element.first if element.count else 0,
         when_empty="" if element.count or _passes(each) else empty_name(element.first),
+        packets=packets_names(element.packets),
+        outside_endpoints=element.outside.count,
+        outside_when_empty=outside_empty_name(element),
+        table_entries=element.table.count,
         consistent=element.frontend == frontend,
     )
+
+
+def outside_empty_name(element: Element) -> str:
+    """What clients outside get of an empty set; "" if they get an endpoint, or are not served."""
+    if element.outside.count or not element.packets & OUTSIDE:
+        return ""
+    return empty_name(element.outside.first)
 
 
 def _passes(each: Held) -> bool:
@@ -272,7 +317,7 @@ def endpoints(reader: Reader) -> list[EndpointRow]:
     """Each endpoint once, however many VIPs of its Service port lead to it."""
     rows: dict[tuple[PortName, int], EndpointRow] = {}
     for each in held(reader):
-        for slot in each.slots:
+        for slot in (*each.slots, *each.outside):
             if (each.name, slot.endpoint) in rows:
                 continue
             rows[each.name, slot.endpoint] = EndpointRow(

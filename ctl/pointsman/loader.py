@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import abi, bpf
-from pointsman.hooks import FEATURES, HELPERS, HOOKS, Hook
+from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SWEEP, Hook
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
@@ -58,16 +58,36 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         resource.setrlimit(
             resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         )
-    text = abi.source(directory)
+    reply: dict[str, Any] = {}
+    if "sockets" in request["modules"]:
+        wanted = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
+        reply = _module(bcc, abi.source(directory), request, FEATURES, wanted)
+    if "packets" in request["modules"] and "error" not in reply:
+        text = abi.source(directory, packets=True)
+        done = _module(bcc, text, request, (("HAVE_PACKETS",),), [*DEVICE_HOOKS, SWEEP])
+        # What they can't do keeps no socket from being served.
+        reply |= {"packets": done} if "error" in done else {}
+    return reply
+
+
+def _module(
+    bcc: Any,
+    text: str,
+    request: dict[str, Any],
+    variants: tuple[tuple[str, ...], ...],
+    hooks: list[Hook],
+) -> dict[str, Any]:
+    """One compilation, with the first set of features that the kernel takes. The reply as above."""
+    if not text:
+        return {"kind": "NoCompiler", "error": f"{request['source']} has no packets.c"}
     failure = ""
-    for features in FEATURES:
+    for features in variants:
         try:
             module = bcc.BPF(text=text.encode(), cflags=_flags(request, features))
         except Exception as error:  # bcc raises nothing more precise
             return {"kind": "NoCompiler", "error": f"bcc: {error}"}
         try:
-            wanted = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
-            for hook in wanted:
+            for hook in hooks:
                 _pin_program(module, hook, Path(request["programs"]))
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPERM:

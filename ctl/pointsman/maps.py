@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pointsman import abi, bpf, btf
+from pointsman import abi, bpf, btf, maglev
+from pointsman.decisions import COUNTED
 from pointsman.errors import LayoutMismatch, NotLoaded
 from pointsman.marks import bit_of
-from pointsman.plan import Config, Element, Limits, Plan, Slot, Snapshot, pack_frontend
+from pointsman.plan import Config, Element, Limits, Plan, Run, Slot, Snapshot, pack_frontend
 from pointsman.planner import Planner
-from pointsman.values import Address, Frontend, PortName
+from pointsman.ranges import Source, pack, unpack
+from pointsman.values import Address, Backend, Frontend, PortName
 
 _layouts = abi.layouts()
 _service = _layouts["service"]
 _SERVICE_FIELDS = ("set", "owner", "algorithm", "flags", "affinity", "key")
-_SLOT_FIELDS = ("addr", "port", "endpoint", "generation", "owner")
+#: What maps of a version without programs for packets do not have.
+_PACKET_FIELDS = ("packets", "outside", "table")
+_SLOT_FIELDS = ("addr", "port", "endpoint", "generation", "owner", "flags")
 _read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
 _pack_name = _layouts["name"].packer("namespace", "service", "port")
 _read_name = _layouts["name"].reader("namespace", "service", "port")
@@ -31,13 +35,20 @@ _SETTINGS = ("host_netns", "skipped", "cidrs", "cidr")
 _pack_settings = _layouts["settings"].packer(*_SETTINGS)
 _read_settings = _layouts["settings"].reader(*_SETTINGS)
 _SET = _service.field("set").offset
+_OUTSIDE, _TABLE = _service.field("outside").offset, _service.field("table").offset
 _CONFIG = _service.field("owner").offset
 #: The struct of each array's elements, and the field that is read for all elements at once.
 _VALUES = {"services": "service", "slots": "slot", "load": "load"}
 _COLUMNS = {"services": "owner", "slots": "owner", "load": "generation"}
-_config = struct.Struct("=IBBH")  # owner, algorithm, flags, pad: one 64-bit store
+_config = struct.Struct("=IBBH")  # owner, algorithm, flags, packets: one 64-bit store
 _u32 = struct.Struct("=I")
 _u64 = struct.Struct("=Q")
+#: Index into `counters` by name.
+COUNTERS = {
+    name.removeprefix("COUNTER_").lower(): index
+    for name, index in abi.constants().items()
+    if name.startswith("COUNTER_")
+}
 _CORRECTIONS = 256  # MAX_CORRECTIONS of bpf/correct.c
 _MINIMUM_PACKET = 64  # an XDP test run wants at least an Ethernet header
 
@@ -48,9 +59,14 @@ class Datapath(Protocol):
     def set_generations(self, items: Sequence[tuple[int, int]]) -> None: ...
     def write_slots(self, first: int, data: bytes) -> None: ...
     def write_names(self, items: Sequence[tuple[int, PortName]]) -> None: ...
+    def write_lines(self, first: int, data: bytes) -> None: ...
     def write_service(self, service: int, data: bytes) -> None: ...
     def configure(self, config: Config) -> None: ...
     def switch(self, service: int, value: int) -> None: ...
+    def switch_outside(self, service: int, value: int) -> None: ...
+    def switch_table(self, service: int, value: int) -> None: ...
+    def admit(self, items: Sequence[tuple[int, Source]]) -> None: ...
+    def bar(self, items: Sequence[tuple[int, Source]]) -> None: ...
     def mark(self, items: Sequence[tuple[int, int]]) -> None: ...
     def add_frontends(self, items: Sequence[tuple[Frontend, int]]) -> None: ...
     def delete_frontends(self, frontends: Sequence[Frontend]) -> None: ...
@@ -70,12 +86,26 @@ def apply(plan: Plan, to: Datapath) -> None:
         to.write_slots(first, data)
     if plan.names:
         to.write_names(plan.names)
+    for first, data in plan.lines:
+        to.write_lines(first, data)
+    if plan.admitted:
+        to.admit(plan.admitted)
     for service, data in plan.services:
         to.write_service(service, data)
+    for config in plan.guards:
+        to.configure(config)
+    if plan.barred:
+        to.bar(plan.barred)
     for service, value in plan.sets:
         to.switch(service, value)
+    for service, value in plan.outsides:
+        to.switch_outside(service, value)
+    for service, value in plan.tables:
+        to.switch_table(service, value)
     for config in plan.configs:
         to.configure(config)
+    if plan.admitted_later:
+        to.admit(plan.admitted_later)
     if plan.marks:
         to.mark(plan.marks)
     if plan.frontends:
@@ -86,6 +116,8 @@ def apply(plan: Plan, to: Datapath) -> None:
         to.mark(plan.unmarks)
     for service in plan.disowned:
         to.configure(Config(service, 0, 0, 0, 0))
+    if plan.barred_later:
+        to.bar(plan.barred_later)
     if plan.unnamed:
         to.delete_names(plan.unnamed)
     if plan.retired:
@@ -101,11 +133,23 @@ class Adoptable(Protocol):
     def wait_for_readers(self) -> None: ...
 
 
-def take_over(maps: Adoptable, inherited: Snapshot | None = None) -> Planner:
+def take_over(
+    maps: Adoptable, inherited: Snapshot | None = None, *, packets: bool = False
+) -> Planner:
     """A planner that knows what the maps hold. Blocks for one grace period first: what a former
-    agent unlinked a moment ago is in no snapshot any more, but may still be read."""
+    agent unlinked a moment ago is in no snapshot any more, but may still be read. `packets`:
+    whether there are programs for packets."""
     maps.wait_for_readers()
-    return Planner(maps.limits, maps.snapshot(), inherited)
+    return Planner(maps.limits, maps.snapshot(), inherited, packets=packets)
+
+
+def sums(counters: bpf.Map, names: Mapping[str, int]) -> dict[str, int]:
+    """The elements of a per-CPU array at these indexes, each summed over all CPUs."""
+    size = 8 * bpf.possible_cpus()
+    return {
+        name: sum(n for (n,) in _u64.iter_unpack(counters.lookup(_u32.pack(index), size) or b""))
+        for name, index in names.items()
+    }
 
 
 def frontend_of(key: bytes) -> Frontend:
@@ -131,6 +175,7 @@ class View:
         try:
             self._open()
             self._owner_at, self._read_service = self._reader("services", *_SERVICE_FIELDS)
+            self._read_packets = self._packet_reader()
             _, self._read_slot = self._reader("slots", *_SLOT_FIELDS)
             self._generation_at, self._read_load = self._reader("load", "generation", "open")
         except FileNotFoundError:
@@ -159,6 +204,12 @@ class View:
                 "run 'pointsman unload'"
             ) from None
 
+    def _packet_reader(self) -> Callable[..., tuple[Any, ...]]:
+        try:
+            return self._reader("services", *_PACKET_FIELDS)[1]
+        except LayoutMismatch:
+            return lambda _memory, _at: (0, 0, 0)
+
     def map(self, name: str) -> bpf.Map:
         """One of the maps, by the name it has in bpf/maps.h. Raises FileNotFoundError."""
         if name not in self._maps:
@@ -181,6 +232,8 @@ class View:
             self._slots.entries,
             self._load.entries,
             self.map("marks").info.max_entries,
+            self.map("maglev").info.max_entries,
+            self.map("source_ranges").info.max_entries,
         )
 
     def close(self) -> None:
@@ -212,11 +265,21 @@ class View:
         if not 0 <= ident < self._services.entries:
             raise IndexError(ident)
         at = ident * self._services.stride
-        value, owner, algorithm, flags, affinity, key = self._read_service(
-            self._services.memory, at
+        memory = self._services.memory
+        value, owner, algorithm, flags, affinity, key = self._read_service(memory, at)
+        packets, outside, table = self._read_packets(memory, at)
+        return Element(
+            frontend_of(key),
+            owner,
+            value & 0xFFFFFFFF,
+            value >> 32,
+            algorithm,
+            affinity,
+            flags,
+            packets,
+            Run.of(outside),
+            Run.of(table),
         )
-        first, count = value & 0xFFFFFFFF, value >> 32
-        return Element(frontend_of(key), owner, first, count, algorithm, affinity, flags)
 
     def slots(self, first: int, count: int) -> tuple[Slot, ...]:
         """The slots of a set; those outside of the map are left out."""
@@ -224,8 +287,8 @@ class View:
         end = min(first + count, self._slots.entries)
         read, ntohs = self._read_slot, socket.ntohs
         return tuple(
-            Slot((address, ntohs(port)), endpoint, generation, owner)
-            for address, port, endpoint, generation, owner in (
+            Slot((address, ntohs(port)), endpoint, generation, owner, place)
+            for address, port, endpoint, generation, owner, place in (
                 read(memory, i * stride) for i in range(first, end)
             )
         )
@@ -240,15 +303,12 @@ class View:
 
     def counters(self) -> dict[str, int]:
         """Events since load by name (COUNTER_… of abi.h), summed over all CPUs."""
-        counters = self.map("counters")
-        size = 8 * bpf.possible_cpus()
-        totals: dict[str, int] = {}
-        for name, index in abi.constants().items():
-            if name.startswith("COUNTER_"):
-                raw = counters.lookup(_u32.pack(index), size) or b""
-                total = sum(value for (value,) in _u64.iter_unpack(raw))
-                totals[name.removeprefix("COUNTER_").lower()] = total
-        return totals
+        return sums(self.map("counters"), COUNTERS)
+
+    def packet_counters(self) -> dict[str, int]:
+        """What the packet programs decided since load, by name (decisions.COUNTED). Raises
+        FileNotFoundError where there are none."""
+        return sums(self.map("packet_counters"), COUNTED)
 
     def marks(self) -> dict[int, int]:
         """The words that are not 0, by index. None in maps of a version that had no marks."""
@@ -289,15 +349,44 @@ class View:
             for i in {*frontends.values(), *self._owned()}
             if i < self._services.entries and (element := self.service(i)).owner
         }
-        slots = {
-            (e.first, e.count): tuple(
-                (slot.backend, slot.endpoint, slot.generation)
-                for slot in self.slots(e.first, e.count)
-            )
-            for e in services.values()
-            if e.count
-        }
-        return Snapshot(frontends, services, self.names(), slots, self.generations(), self.marks())
+        slots: dict[tuple[int, int], tuple[tuple[Backend, int, int], ...]] = {}
+        places: dict[tuple[int, int], tuple[int, ...]] = {}
+        for run in {(e.first, e.count) for e in services.values()}.union(
+            e.outside for e in services.values()
+        ):
+            if run[1]:
+                found = self.slots(*run)
+                slots[run] = tuple((s.backend, s.endpoint, s.generation) for s in found)
+                if any(slot.place for slot in found):
+                    places[run] = tuple(slot.place for slot in found)
+        tables = {e.table for e in services.values() if e.table.count}
+        return Snapshot(
+            frontends,
+            services,
+            self.names(),
+            slots,
+            self.generations(),
+            self.marks(),
+            places,
+            {run: self.stamp(run) for run in tables},
+            self.ranges(),
+        )
+
+    def stamp(self, table: Run) -> bytes:
+        """What stands at the end of a Maglev table; b"" if that is outside of the map."""
+        last = table.first + maglev.lines_of(table.count) - 1
+        return (self.map("maglev").lookup(_u32.pack(last)) or b"")[-maglev.STAMP :]
+
+    def ranges(self) -> dict[int, frozenset[Source]]:
+        """The ranges of clients by service id. None in maps of a version that had none."""
+        found: dict[int, set[Source]] = {}
+        try:
+            keys = [key for key, _ in self.map("source_ranges").items()]
+        except FileNotFoundError:
+            keys = []
+        for service, source in map(unpack, keys):
+            found.setdefault(service, set()).add(source)
+        return {service: frozenset(sources) for service, sources in found.items()}
 
     def items(self, name: str) -> Iterator[tuple[bytes, bytes]]:
         """Every raw key and value of one map (not of per-CPU maps)."""
@@ -395,14 +484,19 @@ class Maps(View):
         values = b"".join(_pack_name(*(part.encode() for part in name)) for _, name in items)
         self._all("names", self.map("names").update_batch(keys, values), len(items))
 
+    def write_lines(self, first: int, data: bytes) -> None:
+        count = len(data) // maglev.LINE
+        keys = struct.pack(f"={count}I", *range(first, first + count))
+        self._all("maglev", self.map("maglev").update_batch(keys, data), count)
+
     def write_service(self, service: int, data: bytes) -> None:
         self._services.write(service, data)
 
     def configure(self, config: Config) -> None:
-        service, owner, algorithm, affinity, flags = config
+        service, owner, algorithm, affinity, flags, packets = config
         at = service * self._services.stride + _service.field("affinity").offset
         self._services.memory[at : at + 4] = _u32.pack(affinity)
-        word = _u64.unpack(_config.pack(owner, algorithm, flags, 0))[0]
+        word = _u64.unpack(_config.pack(owner, algorithm, flags, packets))[0]
         self._services.store_u64(service, _CONFIG, word)
 
     def set_host_netns(self, cookie: int) -> None:
@@ -435,6 +529,20 @@ class Maps(View):
 
     def switch(self, service: int, value: int) -> None:
         self._services.store_u64(service, _SET, value)
+
+    def switch_outside(self, service: int, value: int) -> None:
+        self._services.store_u64(service, _OUTSIDE, value)
+
+    def switch_table(self, service: int, value: int) -> None:
+        self._services.store_u64(service, _TABLE, value)
+
+    def admit(self, items: Sequence[tuple[int, Source]]) -> None:
+        keys = b"".join(pack(*item) for item in items)
+        done = self.map("source_ranges").update_batch(keys, _u32.pack(1) * len(items))
+        self._all("source_ranges", done, len(items))
+
+    def bar(self, items: Sequence[tuple[int, Source]]) -> None:
+        self.map("source_ranges").delete_batch(b"".join(pack(*item) for item in items))
 
     def mark(self, items: Sequence[tuple[int, int]]) -> None:
         for index, value in items:

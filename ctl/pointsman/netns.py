@@ -11,8 +11,10 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pointsman import netlink
+from pointsman.netlink import devices
 from pointsman.values import Address
 
 _SO_NETNS_COOKIE = 71  # Linux 5.14
@@ -117,16 +119,41 @@ def visit(work: Callable[[], bool], *, others_only: bool = False) -> list[OSErro
     return passed
 
 
-def netns_of(addresses: frozenset[Address]) -> dict[Address, int]:
-    """The cookie of the namespace in which a device has that address; the caller's own does not
-    count, and neither does an address that two namespaces have."""
+class Inside(NamedTuple):
+    """Where an address is: the cookie of its namespace, and the caller's device that leads there
+    (ifindex), 0 if none does directly."""
+
+    cookie: int
+    device: int = 0
+
+
+def found_in(addresses: frozenset[Address]) -> dict[Address, Inside]:
+    """The namespaces in which a device has one of these addresses; the caller's own does not count,
+    and neither does an address that two namespaces have."""
     found: dict[Address, set[int]] = {}
+    ends: dict[Address, tuple[int, int]] = {}
 
     def look() -> bool:
         for address in netlink.addresses() & addresses:
             found.setdefault(address, set()).add(cookie())
+        if here := addresses & found.keys() - ends.keys():
+            ends.update(devices.peers_of(here))
         return False
 
     if addresses:
         visit(look, others_only=True)
-    return {address: min(cookies) for address, cookies in found.items() if len(cookies) == 1}
+    alone = {address: min(cookies) for address, cookies in found.items() if len(cookies) == 1}
+    # An ifindex means nothing in another namespace: both ends have to name each other.
+    ours = devices.ends() if ends else {}
+    return {
+        address: Inside(one, _other_end(ends.get(address), ours)) for address, one in alone.items()
+    }
+
+
+def _other_end(end: tuple[int, int] | None, ours: dict[int, int]) -> int:
+    return end[1] if end and ours.get(end[1]) == end[0] else 0
+
+
+def netns_of(addresses: frozenset[Address]) -> dict[Address, int]:
+    """The cookies of the namespaces that `found_in` tells."""
+    return {address: inside.cookie for address, inside in found_in(addresses).items()}

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import dump, host, state
+from pointsman.errors import NotLoaded
 from pointsman.health import Observation
 from pointsman.maps import View
+from pointsman.packethealth import PacketsSeen
+from pointsman.packetmaps import PacketMaps
 from pointsman.pins import Generation, Pins
 
 
@@ -38,9 +41,23 @@ def observe(bpffs: Path, run_dir: Path, now: float) -> Observation:
             counters=view.counters(),
             now=now,
             kernel=os.uname().release,
+            packets=packets_seen(generation),
+            device_links=tuple(pins.device_links()),
         )
     finally:
         view.close()
+
+
+def packets_seen(generation: Generation) -> PacketsSeen | None:
+    """None where no packet programs are."""
+    try:
+        maps = PacketMaps(generation.maps)
+    except NotLoaded:
+        return None
+    try:
+        return PacketsSeen(maps.counters(), maps.ports, maps.dsr)
+    finally:
+        maps.close()
 
 
 def map_rows(view: View, generation: Generation) -> list[dump.MapRow]:

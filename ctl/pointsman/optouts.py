@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from pointsman import netns
+from pointsman.netns import Inside
 from pointsman.values import Address
 
 log = logging.getLogger("pointsman.agent")
@@ -16,9 +17,9 @@ _SOON, _LATER = 1.0, 15.0  # seconds: a pod's namespace comes after its object, 
 
 class OptOuts:
     """`want` may be called from any thread, `run` is the body of its own. `found` is called there
-    with the cookies of the namespaces that have one of the wanted addresses, by address."""
+    with the namespaces that have one of the wanted addresses, by address."""
 
-    def __init__(self, found: Callable[[Mapping[Address, int]], None]) -> None:
+    def __init__(self, found: Callable[[Mapping[Address, Inside]], None]) -> None:
         self._found = found
         self._changed = threading.Condition()
         #: None until something was wanted: then nothing is known, what the maps hold stays.
@@ -38,7 +39,7 @@ class OptOuts:
 
     def run(self) -> None:
         """Until `stop`."""
-        known: Mapping[Address, int] | None = None
+        known: Mapping[Address, Inside] | None = None
         while True:
             with self._changed:
                 if not self._due:
@@ -49,7 +50,7 @@ class OptOuts:
             if wanted is None:
                 continue
             try:
-                now = netns.netns_of(wanted)
+                now = netns.found_in(wanted)
             except OSError as error:  # too many open files, say; what was found holds
                 log.warning("opted-out pods are looked for again: %s", error)
                 continue
@@ -57,7 +58,7 @@ class OptOuts:
                 known = now
                 self._found(now)
 
-    def _pause(self, known: Mapping[Address, int]) -> float | None:
+    def _pause(self, known: Mapping[Address, Inside]) -> float | None:
         if not self._wanted:
             return None
         return _LATER if known.keys() >= self._wanted else _SOON

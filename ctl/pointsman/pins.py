@@ -13,6 +13,7 @@ the next start finds the same fingerprint and goes on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,16 +24,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pointsman import abi, bpf, btf, errors
-from pointsman.hooks import FEATURES, HELPERS, HOOKS, Link
+from pointsman.attach import DeviceLinks
+from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SWEEP, DeviceLink, Link
 from pointsman.marks import words_for
 
 #: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
-LOOKUP_MAPS = ("frontends", "services", "slots", "names", "marks")
+LOOKUP_MAPS = ("frontends", "services", "slots", "names", "marks", "maglev", "source_ranges")
 #: Describe live sockets: they pass from generation to generation and can't be rebuilt.
 RECORD_MAPS = (
     "sockets",
@@ -41,7 +43,10 @@ RECORD_MAPS = (
     "overflow_netns",
     "datagrams",
     "mptcp",
+    "flows",
 )
+_PACKETS = "HAVE_PACKETS"
+_PACKET_PROGRAMS = tuple(hook.name for hook in (*DEVICE_HOOKS, SWEEP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,9 @@ class Sizes:
     endpoints: int = 65536
     buckets: int = 16384
     overflow: int = 16384
+    lines: int = 32768
+    flows: int = 262144
+    flows_new: int = 65536
 
     def definitions(self) -> dict[str, int]:
         """The MAX_… definitions of bpf/maps.h."""
@@ -67,6 +75,14 @@ class Sizes:
             "MAX_MPTCP": 16384,
             "MAX_AFFINITY": 65536,
             "MAX_SKIPPED": 4096,
+            "MAX_LINES": self.lines,
+            "MAX_SOURCE_RANGES": 16384,
+            "MAX_FLOWS": self.flows,
+            "MAX_FLOWS_NEW": self.flows_new,
+            "MAX_FRAGMENTS": 8192,
+            "MAX_DEVICES": 256,
+            "MAX_TRACE_BYTES": 1 << 20,
+            "MAX_SWEEP": 128,
         }
 
 
@@ -97,6 +113,8 @@ class Loaded:
     compiled: bool
     previous: Generation | None = None
     rebuilt: tuple[str, ...] = ()  # maps that start empty, to be filled before anything flips
+    packets: bool = False  # whether the programs for packets are there
+    packets_error: str = ""  # why they are not, although they were asked for
 
 
 @dataclass(slots=True)
@@ -131,6 +149,19 @@ class Pins:
         generation = self.current
         return [self._link(hook.name, generation) for hook in HOOKS]
 
+    def device_links(self) -> list[DeviceLink]:
+        """What is attached to devices of this network namespace, by the names of the pins."""
+        generation = self.current
+        current: dict[str, int] = {}
+        for hook in DEVICE_HOOKS:
+            with contextlib.suppress(FileNotFoundError):
+                if generation:
+                    current[hook.name] = self._program_id(generation, hook.name)
+        return [
+            replace(link, current=link.program == current.get(link.hook))
+            for link in DeviceLinks(self.root).present()
+        ]
+
     def _link(self, hook: str, generation: Generation | None) -> Link:
         try:
             fd = bpf.obj_get(self.root / "links" / hook)
@@ -156,6 +187,7 @@ class Pins:
         text = json.dumps(
             [
                 abi.source(self.source_directory),
+                abi.source(self.source_directory, packets=True),
                 self.sizes.definitions(),
                 platform.release(),
                 platform.version(),
@@ -183,21 +215,29 @@ class Pins:
         if stat.S_IMODE(status.st_mode) != 0o700:
             self.root.chmod(0o700)
 
-    def load(self) -> Loaded:
+    def load(self, *, packets: bool = False) -> Loaded:
         """Pins programs and maps of this source and these sizes, compiling if that is needed.
-        Changes nothing that runs. Call with the agent's lock held."""
+        Changes nothing that runs. Call with the agent's lock held.
+
+        `packets`: those for packets as well. If the kernel or the compiler does not take them,
+        sockets are served without: `packets_error` says why.
+        """
         self.prepare_root()
         generation = Generation(self.root / f"g_{self.fingerprint()}")
         previous = self.current
         if previous == generation:
             previous = None
-        compiled = not self._complete(generation)
-        if compiled:
+        missing = [] if self._complete(generation) else ["sockets"]
+        if packets and not self._complete_packets(generation):
+            missing.append("packets")
+        error = ""
+        if missing:
             generation.programs.mkdir(parents=True, exist_ok=True)
             generation.maps.mkdir(exist_ok=True)
-            self._inherit_maps(generation, previous)
-            self._compile(generation)
-        self._check(generation, self._specs(generation))
+            self._inherit_maps(generation, previous, packets=packets)
+            error = self._compile(generation, missing)
+        packets = packets and not error
+        self._check(generation, self._specs(generation, packets=packets))
         rebuilt: tuple[str, ...] = ()
         if previous:
             rebuilt = tuple(
@@ -207,11 +247,17 @@ class Pins:
             )
         elif self.current is None:
             self._point_to(generation)
-        return Loaded(generation, compiled, previous, rebuilt)
+        return Loaded(generation, bool(missing), previous, rebuilt, packets, error)
 
-    def _specs(self, generation: Generation) -> dict[str, abi.MapSpec]:
+    def _specs(self, generation: Generation, *, packets: bool = False) -> dict[str, abi.MapSpec]:
         features = [f for f in FEATURES[0] if f != "HAVE_MPTCP" or _exists(generation, "mptcp")]
+        features += [_PACKETS] if packets else []
         return abi.map_specs(self.sizes.definitions(), features, self.source_directory)
+
+    def _complete_packets(self, generation: Generation) -> bool:
+        return all((generation.programs / name).exists() for name in _PACKET_PROGRAMS) and all(
+            _exists(generation, name) for name in self._specs(generation, packets=True)
+        )
 
     def _complete(self, generation: Generation) -> bool:
         names = [hook.name for hook in HOOKS] + ["set_generation"]
@@ -221,9 +267,12 @@ class Pins:
             (generation.maps / name).exists() for name in self._specs(generation)
         )
 
-    def _inherit_maps(self, generation: Generation, previous: Generation | None) -> None:
+    def _inherit_maps(
+        self, generation: Generation, previous: Generation | None, *, packets: bool
+    ) -> None:
         """Pins those maps of the running generation again that fit as they are."""
-        specs = abi.map_specs(self.sizes.definitions(), FEATURES[0], self.source_directory)
+        features = (*FEATURES[0], _PACKETS) if packets else FEATURES[0]
+        specs = abi.map_specs(self.sizes.definitions(), features, self.source_directory)
         present = {name: generation.maps / name for name in specs}
         self._check(generation, {n: s for n, s in specs.items() if present[n].exists()})
         if previous is None:
@@ -236,7 +285,7 @@ class Pins:
         refused = [line for name in RECORD_MAPS for line in unlike.get(name, ())]
         if refused:
             raise errors.LayoutMismatch(
-                "the records of live sockets have another layout: "
+                "the records of live sockets or flows have another layout: "
                 + "; ".join(refused)
                 + "; run 'pointsman unload' first, or stay with the former version and sizes"
             )
@@ -261,7 +310,8 @@ class Pins:
                 + f"; run 'pointsman unload', or remove {generation.directory}"
             )
 
-    def _compile(self, generation: Generation) -> None:
+    def _compile(self, generation: Generation, modules: list[str]) -> str:
+        """Why the programs for packets could not be loaded, "" if they were, or weren't asked."""
         migrating = _exists(generation, "previous_load")
         request = {
             "source": str(self.source_directory),
@@ -273,22 +323,35 @@ class Pins:
             },
             "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
             "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
+            "modules": modules,
         }
         for attempt in range(3):
             reply, told = _run_loader(request)
-            if "error" not in reply:
-                return
+            failed: dict[str, Any] = reply if "error" in reply else reply.get("packets", {})
+            if not failed:
+                return ""
             # The loader of an agent that was killed a moment ago may still have been pinning.
-            if attempt == 2 or not any("File exists" in line for line in (reply["error"], *told)):
+            if attempt == 2 or not any("File exists" in line for line in (failed["error"], *told)):
                 break
             time.sleep(0.5)
+        detail = _telling(told)
+        if failed is not reply or "sockets" not in modules:
+            self.drop_packets(generation)
+            return "\n  ".join([failed["error"], *detail])
         shutil.rmtree(generation.directory, ignore_errors=True)
         kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
-        detail = _telling(told)
         hint = ""
         if kind is errors.KernelTooOld:
             hint = f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
         raise kind("\n  ".join([reply["error"] + hint, *detail]))
+
+    def drop_packets(self, generation: Generation) -> None:
+        """Unpins the programs for packets and their maps. Links that run them go on."""
+        for name in _PACKET_PROGRAMS:
+            (generation.programs / name).unlink(missing_ok=True)
+        specs = self._specs(generation, packets=True)
+        for name in specs.keys() - self._specs(generation).keys():
+            (generation.maps / name).unlink(missing_ok=True)
 
     def _point_to(self, generation: Generation) -> None:
         """Makes `current` a generation, in one step."""
@@ -346,7 +409,7 @@ class Pins:
 
     def unload(self) -> list[str]:
         """Detaches and unpins everything that is Pointsman's, nothing else; what it removed."""
-        removed: list[str] = []
+        removed = [f"links/{name}" for name in DeviceLinks(self.root).remove_all()]
         for hook in reversed(HOOKS):
             # A link that was being replaced when its agent was killed has this other name.
             for name in (hook.name, f"{hook.name}_next"):

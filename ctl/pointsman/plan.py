@@ -1,9 +1,9 @@
 """Plans: the writes that bring about what should be, as values. Made by `planner`, done by `maps`.
 
 A `Plan` is a list of writes in the order that keeps every lookup right at each point between two
-of them: new endpoints → new slots → new services → switch sets → mark addresses → add frontends →
-delete frontends → take back marks → retire endpoints → (grace period) → reuse. Nothing that a
-program may still read is reused before `reclaim` is called with the plan's garbage.
+of them: new endpoints → new slots and tables → new services → switch sets → mark addresses → add
+frontends → delete frontends → take back marks → retire endpoints → (grace period) → reuse. Nothing
+that a program may still read is reused before `reclaim` is called with the plan's garbage.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pointsman import abi
+from pointsman.ranges import Source
 from pointsman.values import Backend, Frontend, PortName
 
 _pack_key = abi.layouts()["frontend_key"].packer("addr", "port", "proto")
@@ -32,6 +33,8 @@ class Limits:
     slots: int = 131072
     endpoints: int = 65536
     marks: int = 16384  # words of 64 bits
+    lines: int = 32768  # of Maglev tables, 32 entries each
+    ranges: int = 16384  # elements of source_ranges
 
 
 @dataclass(slots=True)
@@ -42,15 +45,35 @@ class Garbage:
     endpoints: list[int] = field(default_factory=list)
     services: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
+    lines: list[tuple[int, int]] = field(default_factory=list)  # (first line, count)
+    ranges: int = 0  # how many elements of source_ranges are free
 
     def __bool__(self) -> bool:
-        return bool(self.extents or self.endpoints or self.services or self.owners)
+        return any(getattr(self, name) for name in self.__slots__)
 
     def extend(self, other: Garbage) -> None:
         self.extents += other.extents
         self.endpoints += other.endpoints
         self.services += other.services
         self.owners += other.owners
+        self.lines += other.lines
+        self.ranges += other.ranges
+
+
+class Run(NamedTuple):
+    """Consecutive elements: slots of a set, where `first` says what it answers if `count` is 0 (an
+    EMPTY_… of abi.h), or entries of a Maglev table from line `first` on."""
+
+    first: int
+    count: int  # type: ignore[assignment]  # hides tuple.count(), which has no use here
+
+    @classmethod
+    def of(cls, value: int) -> Run:
+        """From what stands in the map: count << 32 | first."""
+        return cls(value & 0xFFFFFFFF, value >> 32) if value else NO_RUN
+
+
+NO_RUN = Run(0, 0)
 
 
 class Config(NamedTuple):
@@ -61,6 +84,7 @@ class Config(NamedTuple):
     algorithm: int
     affinity: int
     flags: int
+    packets: int = 0
 
 
 @dataclass(slots=True)
@@ -70,14 +94,23 @@ class Plan:
     generations: list[tuple[int, int]] = field(default_factory=list)  # endpoint id, generation
     slots: list[tuple[int, bytes]] = field(default_factory=list)  # first slot, packed slots
     names: list[tuple[int, PortName]] = field(default_factory=list)  # owner id
+    lines: list[tuple[int, bytes]] = field(default_factory=list)  # first line, packed tables
+    admitted: list[tuple[int, Source]] = field(default_factory=list)  # service id, range
     services: list[tuple[int, bytes]] = field(default_factory=list)  # service id, whole element
-    configs: list[Config] = field(default_factory=list)
+    #: What has to be stricter before the sets are switched.
+    guards: list[Config] = field(default_factory=list)
+    barred: list[tuple[int, Source]] = field(default_factory=list)
     sets: list[tuple[int, int]] = field(default_factory=list)  # service id, count << 32 | first
+    outsides: list[tuple[int, int]] = field(default_factory=list)  # as sets
+    tables: list[tuple[int, int]] = field(default_factory=list)  # service id, entries << 32 | line
+    configs: list[Config] = field(default_factory=list)
+    admitted_later: list[tuple[int, Source]] = field(default_factory=list)
     marks: list[tuple[int, int]] = field(default_factory=list)  # index of a word, its value
     frontends: list[tuple[Frontend, int]] = field(default_factory=list)  # added, service id
     deleted: list[Frontend] = field(default_factory=list)
     unmarks: list[tuple[int, int]] = field(default_factory=list)  # as marks, after the deletions
     disowned: list[int] = field(default_factory=list)  # services no longer in use
+    barred_later: list[tuple[int, Source]] = field(default_factory=list)
     unnamed: list[int] = field(default_factory=list)  # owner ids
     retired: list[tuple[int, int]] = field(default_factory=list)  # endpoint id, generation | bit
     garbage: Garbage = field(default_factory=Garbage)
@@ -88,7 +121,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element of `services` as it stands in the map."""
+    """One element of `services` as it stands in the map; `outside` and `table` concern packets."""
 
     frontend: Frontend
     owner: int
@@ -97,6 +130,9 @@ class Element:
     algorithm: int
     affinity: int
     flags: int = 0
+    packets: int = 0
+    outside: Run = NO_RUN
+    table: Run = NO_RUN
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +143,7 @@ class Slot:
     endpoint: int
     generation: int
     owner: int
+    place: int = 0  # SLOT_… of abi.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +152,9 @@ class Snapshot:
 
     `slots` gives, for each set in use (first, count), its endpoints: (backend, endpoint id,
     generation). `generations` holds every endpoint id's, 0 where it was never used. `marks` are the
-    words that are not 0, by index.
+    words that are not 0, by index. `places` has the endpoints' SLOT_… for those sets of which
+    some are known, `stamps` what stands at the end of each Maglev table, `ranges` the ranges of
+    clients by service id.
     """
 
     frontends: Mapping[Frontend, int]
@@ -124,3 +163,6 @@ class Snapshot:
     slots: Mapping[tuple[int, int], tuple[tuple[Backend, int, int], ...]]
     generations: Mapping[int, int]
     marks: Mapping[int, int] = field(default_factory=dict)
+    places: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    stamps: Mapping[Run, bytes] = field(default_factory=dict)
+    ranges: Mapping[int, frozenset[Source]] = field(default_factory=dict)

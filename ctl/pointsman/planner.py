@@ -9,15 +9,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pointsman import abi
-from pointsman.books import Books, Extent, Full
+from pointsman.books import Books, Extent, Full, Members
+from pointsman.events import Problem
 from pointsman.marks import Marks
 from pointsman.objects import Ref
+from pointsman.outsides import Outsides, Served, value_of
 from pointsman.plan import Config, Garbage, Limits, Plan, Snapshot, pack_frontend
 from pointsman.values import Entry, Frontend, PortName
 
 _pack_service = abi.layouts()["service"].packer(
-    "set", "owner", "algorithm", "flags", "affinity", "key"
+    "set", "owner", "algorithm", "flags", "packets", "affinity", "key", "outside", "table"
 )
+
+
+_NONE: Members = ((), ())
 
 
 @dataclass(slots=True)
@@ -31,9 +36,11 @@ class _Placed:
     algorithm: int
     affinity: int
     flags: int
+    outside: Served | None = None
 
     def config(self) -> Config:
-        return Config(self.service, self.owner, self.algorithm, self.affinity, self.flags)
+        packets = self.outside.packets if self.outside else 0
+        return Config(self.service, self.owner, self.algorithm, self.affinity, self.flags, packets)
 
 
 class Planner:
@@ -48,23 +55,29 @@ class Planner:
         limits: Limits,
         snapshot: Snapshot | None = None,
         inherited: Snapshot | None = None,
+        *,
+        packets: bool = False,
     ) -> None:
         """`snapshot`: what these maps hold. `inherited`: what the maps before an upgrade hold;
-        the numbers in it are kept, because records of live sockets name them."""
+        the numbers in it are kept, because records of live sockets name them. `packets`: whether
+        there are programs for packets, which read Maglev tables; else none are made."""
         self._books = Books(limits)
         found = self._books.adopt(snapshot, inherited)
+        self._outsides = Outsides(limits, snapshot, packets=packets)
         self._placed = {
             frontend: _Placed(
-                service,
-                element.owner,
-                extent,
-                0 if element.count else element.first,
-                element.algorithm,
-                element.affinity,
-                element.flags,
+                each.service,
+                each.element.owner,
+                each.extent,
+                0 if each.element.count else each.element.first,
+                each.element.algorithm,
+                each.element.affinity,
+                each.element.flags,
+                self._outsides.adopt(each.service, each.element, each.outside, found.leftovers),
             )
-            for frontend, (service, element, extent) in found.frontends.items()
+            for frontend, each in found.frontends.items()
         }
+        self._outsides.sweep({each.service for each in self._placed.values()}, found.leftovers)
         self._adopted = set(self._placed)
         self._marks = Marks(limits.marks)
         self._found_marks = dict(snapshot.marks) if snapshot else {}
@@ -96,6 +109,9 @@ class Planner:
         # Adopted frontends that stay are claimed by the entries below.
         self._adopted.clear()
         self._update({**gone, **wanted}, plan, orphans)
+        for placed in self._placed.values():
+            if placed.outside and placed.outside.lost:  # and not written anew, for want of room
+                self._outsides.let_go(placed.service, placed.owner, placed.outside, plan)
         # After what was added: an address that has another frontend now keeps its mark.
         for frontend in broken:
             self._unmark(frontend, plan)
@@ -118,7 +134,8 @@ class Planner:
                 self._wanted[ref] = entries
             else:
                 self._wanted.pop(ref, None)
-        work = {ref: self._wanted.get(ref, ()) for ref in (*self.unplaced, *changed)}
+        refs = (*self.unplaced, *self._outsides.again(), *changed)
+        work = {ref: self._wanted.get(ref, ()) for ref in refs}
         self.unplaced = {}
         dropped: dict[Frontend, _Placed] = {}
         # Frontends that change hands keep their service id: one switch, nothing deleted.
@@ -140,6 +157,7 @@ class Planner:
                 self._delete(frontend, placed, plan)
 
     def _place(self, ref: Ref, entries: tuple[Entry, ...], plan: Plan) -> None:
+        self._outsides.forget(ref)
         for entry in entries:
             owner = self._claims.get(entry.frontend)
             if owner not in (None, ref):
@@ -151,9 +169,9 @@ class Planner:
             try:
                 placed = self._placed.get(entry.frontend)
                 if placed:
-                    self._change(placed, entry, plan)
+                    self._change(ref, placed, entry, plan)
                 else:
-                    self._add(entry, plan)
+                    self._add(ref, entry, plan)
             except Full as error:
                 self.unplaced[ref] = str(error)
                 if placed:
@@ -167,28 +185,36 @@ class Planner:
         endpoints; its slots become free, too."""
         before = self._books.name_of(placed.owner)
         same = (before.namespace, before.service) == (entry.owner.namespace, entry.owner.service)
-        if same or placed.extent is None:
+        if same:
             return
-        plan.sets.append((placed.service, entry.empty))
-        self._books.leave(placed.owner, placed.extent, plan)
-        placed.extent, placed.empty = None, entry.empty
+        if placed.extent:
+            plan.sets.append((placed.service, entry.empty))
+            self._books.leave(placed.owner, placed.extent, plan)
+            placed.extent, placed.empty = None, entry.empty
+        if placed.outside and placed.outside.extent:
+            extent = placed.outside.extent
+            self._outsides.let_go(placed.service, placed.owner, placed.outside, plan)
+            self._books.leave(placed.owner, extent, plan)
 
-    def _add(self, entry: Entry, plan: Plan) -> None:
+    def _add(self, ref: Ref, entry: Entry, plan: Plan) -> None:
         service = self._books.take_service(entry.frontend)
         try:
-            owner, extent = self._books.set_of(entry, None, plan)
+            owner, (extent, beyond) = self._books.sets_of(entry.owner, _sets(entry), plan)
         except Full:
             self._books.give_back_service(service)
             raise
         self._books.join(owner)
-        value = _set(extent, entry.empty)
+        outside = self._outsides.begin(ref, service, owner, entry.outside, beyond, plan)
         packed = _pack_service(
-            value,
+            value_of(extent, entry.empty),
             owner,
             entry.algorithm,
             entry.flags,
+            outside.packets if outside else 0,
             entry.affinity,
             pack_frontend(entry.frontend),
+            outside.set_value if outside else 0,
+            outside.table_value if outside else 0,
         )
         plan.services.append((service, packed))
         if word := self._marks.add(entry.frontend.address):
@@ -202,27 +228,40 @@ class Planner:
             entry.algorithm,
             entry.affinity,
             entry.flags,
+            outside,
         )
 
-    def _change(self, placed: _Placed, entry: Entry, plan: Plan) -> None:
-        before, owner_before = placed.extent, placed.owner
-        same_owner = self._books.owner_id(entry.owner) == owner_before
-        if same_owner and (before.members if before else ()) == entry.endpoints:
-            owner, after = owner_before, before
-        else:
-            owner, after = self._books.set_of(entry, before, plan)
-        if after is not before or (after is None and placed.empty != entry.empty):
-            plan.sets.append((placed.service, _set(after, entry.empty)))
-            placed.extent = after
-            self._books.leave(owner_before, before, plan)
-        config = Config(placed.service, owner, entry.algorithm, entry.affinity, entry.flags)
-        if config != placed.config():
-            plan.configs.append(config)
-            if owner != owner_before:
+    def _change(self, ref: Ref, placed: _Placed, entry: Entry, plan: Plan) -> None:
+        config, same_owner = placed.config(), self._books.owner_id(entry.owner) == placed.owner
+        owner, want = placed.owner, _sets(entry)
+        have = [placed.extent, placed.outside.extent if placed.outside else None]
+        asked = [i for i in (0, 1) if not (same_owner and _is(have[i], want[i]))]
+        after = have.copy()
+        if asked:
+            owner, found = self._books.sets_of(
+                entry.owner, [want[i] for i in asked], plan, shrinks=_slots(have) > _room(want)
+            )
+            for i, extent in zip(asked, found, strict=True):
+                after[i] = extent
+        if value_of(after[0], entry.empty) != value_of(have[0], placed.empty):
+            plan.sets.append((placed.service, value_of(after[0], entry.empty)))
+        placed.outside = self._outsides.change(
+            ref, placed.outside, config, owner, entry.outside, after[1], plan
+        )
+        for i in asked:
+            self._books.leave(placed.owner, have[i], plan)
+        placed.extent, placed.empty = after[0], entry.empty
+        placed.algorithm, placed.affinity, placed.flags = (
+            entry.algorithm,
+            entry.affinity,
+            entry.flags,
+        )
+        before, placed.owner = placed.owner, owner
+        if (wanted := placed.config()) != config:
+            plan.configs.append(wanted)
+            if owner != before:
                 self._books.join(owner)
-                self._books.disown(owner_before, plan)
-        placed.owner, placed.empty = owner, entry.empty
-        placed.algorithm, placed.affinity, placed.flags = config[2:]
+                self._books.disown(before, plan)
 
     def _delete(self, frontend: Frontend, placed: _Placed, plan: Plan) -> None:
         del self._placed[frontend]
@@ -230,6 +269,9 @@ class Planner:
         self._unmark(frontend, plan)
         plan.disowned.append(placed.service)
         plan.garbage.services.append(placed.service)
+        if placed.outside:
+            self._outsides.end(placed.service, placed.owner, placed.outside, plan)
+            self._books.leave(placed.owner, placed.outside.extent, plan)
         self._books.leave(placed.owner, placed.extent, plan)
         self._books.disown(placed.owner, plan)
 
@@ -239,7 +281,16 @@ class Planner:
 
     def usage(self) -> dict[str, tuple[int, int]]:
         """How many elements are taken, and how many there are, by map."""
-        return self._books.usage()
+        return {**self._books.usage(), **self._outsides.usage()}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something did not fit that is worth another try: more may be free by now."""
+        return bool(self.unplaced) or self._outsides.waiting
+
+    def shortages(self) -> tuple[Problem, ...]:
+        """What is served, but not as it should be, for want of room."""
+        return tuple(self._outsides.problems())
 
     def owner(self, frontend: Frontend) -> tuple[Ref, PortName] | None:
         """The object and the service port that have this frontend now."""
@@ -249,6 +300,7 @@ class Planner:
     def reclaim(self, garbage: Garbage) -> None:
         """To be called once a grace period has passed since the plan was applied."""
         self._books.reclaim(garbage)
+        self._outsides.reclaim(garbage)
         self._broken.clear()
 
     def retry(self) -> Plan:
@@ -256,5 +308,22 @@ class Planner:
         return self.update({})
 
 
-def _set(extent: Extent | None, empty: int) -> int:
-    return len(extent.members) << 32 | extent.first if extent else empty
+def _sets(entry: Entry) -> tuple[Members, Members]:
+    """For clients inside and outside of the cluster."""
+    inside, outside = (entry.endpoints, entry.places), entry.outside
+    return inside, (outside.endpoints, outside.places) if outside else _NONE
+
+
+def _is(extent: Extent | None, members: Members) -> bool:
+    if extent is None:
+        return not members[0]
+    return extent.members == members[0] and extent.places == members[1]
+
+
+def _slots(extents: Iterable[Extent | None]) -> int:
+    return sum({e.first: len(e.members) for e in extents if e}.values())
+
+
+def _room(sets: tuple[Members, Members]) -> int:
+    inside, outside = sets
+    return len(inside[0]) + (len(outside[0]) if outside != inside else 0)

@@ -73,8 +73,9 @@ class Probes:
         stale: Mapping[str, Any],
         dns: DnsServer | None,
         problems: Iterable[Problem],
+        packets: Mapping[str, Any] | None = None,
     ) -> None:
-        """How things are, for the metrics."""
+        """How things are, for the metrics. `packets`: Sweeper.status(), None without devices."""
         usage = sync.usage()
         self._telemetry.facts(
             Facts(
@@ -86,6 +87,7 @@ class Probes:
                 no_local=sync.no_local_endpoints(),
                 stale={name: value for name, value in stale.items() if isinstance(value, int)},
                 problems=Counter(problem.severity for problem in problems),
+                packets=packets or {},
                 **_dns(dns),
             )
         )

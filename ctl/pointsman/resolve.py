@@ -3,33 +3,37 @@
 Follows kube-proxy in meaning: pkg/proxy/serviceport.go for the frontends, KEP-2086 for
 internalTrafficPolicy, KEP-1860 for ipMode; `topology` has the endpoints of each.
 
-Whoever asks here is on this node, so to NodePorts, externalIPs and load balancers' addresses he is
-an inside client: he gets the endpoints of all nodes whatever externalTrafficPolicy says, and
-loadBalancerSourceRanges do not concern him. Those rules are for what comes from outside.
+Whoever asks through a socket is on this node, so to NodePorts, externalIPs and load balancers'
+addresses he is an inside client: he gets the endpoints of all nodes whatever externalTrafficPolicy
+says, and loadBalancerSourceRanges do not concern him. Those rules are for packets from outside, for
+which such an address has a set of its own (`Outside`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from pointsman import abi
 from pointsman.context import Context
 from pointsman.endpoints import MANAGED_BY, hints_automatic
+from pointsman.endpointsets import EMPTY_REFUSE, EndpointSet, endpoint_sets
 from pointsman.events import Problem
 from pointsman.names import remote_address_fault
 from pointsman.nodes import in_cidrs
 from pointsman.objects import EndpointSlice, Service, ServicePort
-from pointsman.topology import categorize
+from pointsman.ranges import Source
+from pointsman.sourceranges import admission
 from pointsman.values import (
     ANY_IPV4,
     ANY_IPV6,
     PROTOCOLS,
     SCTP,
     Address,
-    Backend,
     Entry,
     Frontend,
+    Outside,
     PortName,
     is_ipv4,
     to_address,
@@ -38,15 +42,19 @@ from pointsman.values import (
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 _ABI = abi.constants()
-EMPTY_REFUSE, EMPTY_UNREACHABLE = _ABI["EMPTY_REFUSE"], _ABI["EMPTY_UNREACHABLE"]
 ALGORITHM_RANDOM = _ABI["ALGORITHM_RANDOM"]
 _THIS_NODE, _GUARDED = _ABI["SERVICE_THIS_NODE"], _ABI["SERVICE_GUARDED"]
 _NODE_PORT, _PASS = _ABI["SERVICE_NODE_PORT"], _ABI["SERVICE_PASS"]
+_RANGES = _ABI["PACKETS_RANGES"]
 _DAY = 86400
 _AFFINITY = 10800  # seconds: the API server's default
 
-#: Endpoints, and what an empty set answers.
-_Set = tuple[tuple[Backend, ...], int]
+
+class _External(NamedTuple):
+    """A load balancer's address or an externalIP: flags of its frontends (SERVICE_…)."""
+
+    flags: int
+    balancer: bool = False
 
 
 def is_balanced(service: Service, proxy_name: str = "") -> bool:
@@ -134,6 +142,10 @@ class _Work:
         meta = self.service.metadata
         addresses = cluster_addresses(self.service)
         external = dict(self._external({is_ipv4(address) for address in addresses}))
+        admitted = admission(
+            self.service, {is_ipv4(a) for a, known in external.items() if known.balancer}
+        )
+        self.problems += admitted.problems
         self._warn_of_local(addresses)
         self._warn_of_hints()
         node_port_flags = _NODE_PORT | (_GUARDED if policy.bind_guard else 0)
@@ -145,17 +157,29 @@ class _Work:
             first = first or owner  # of any protocol: the ClusterIP refuses its other ports
             if not self._supported(port, number):
                 continue
+            node_port = port.node_port if spec.type in ("NodePort", "LoadBalancer") else 0
             for address in addresses:
                 ipv4 = is_ipv4(address)
-                inside, outside = self._sets(ipv4, port)
+                near = {a: known for a, known in external.items() if is_ipv4(a) == ipv4}
+                sets = endpoint_sets(
+                    self.service,
+                    self.slices,
+                    ipv4,
+                    port,
+                    self.context,
+                    exposed=bool(near or node_port),
+                )
                 if address not in self.context.local_addresses:
-                    self._add(address, port.port, port, owner, inside)
-                for other, flags in external.items():
-                    if is_ipv4(other) == ipv4:
-                        self._add(other, port.port, port, owner, outside, flags)
-                if spec.type in ("NodePort", "LoadBalancer") and port.node_port:
+                    self._add(address, port.port, port, owner, sets.cluster_ip)
+                for other, known in near.items():
+                    sources = admitted.sources.get(ipv4) if known.balancer else None
+                    outside = _limited(sets.outside, sources)
+                    self._add(other, port.port, port, owner, sets.others, known.flags, outside)
+                if node_port:
                     any_ = ANY_IPV4 if ipv4 else ANY_IPV6
-                    self._add(any_, port.node_port, port, owner, outside, node_port_flags)
+                    self._add(
+                        any_, node_port, port, owner, sets.others, node_port_flags, sets.outside
+                    )
             if spec.type == "NodePort" and not port.node_port:
                 first_port, last_port = policy.node_port_range
                 self._warn(
@@ -175,37 +199,30 @@ class _Work:
         number: int,
         port: ServicePort,
         owner: PortName,
-        chosen: _Set,
+        chosen: EndpointSet,
         flags: int = 0,
+        outside: Outside | None = None,
     ) -> None:
         frontend = Frontend(address, number, PROTOCOLS[port.protocol])
-        endpoints, empty = chosen
         # An address may be given twice, and be its own ClusterIP: the first one counts.
         self.entries.setdefault(
             frontend,
             Entry(
                 frontend,
                 owner,
-                endpoints,
-                empty,
+                chosen.endpoints,
+                chosen.empty,
                 ALGORITHM_RANDOM,
                 self.affinity,
                 flags,
+                chosen.places,
+                outside,
             ),
         )
 
-    def _sets(self, ipv4: bool, port: ServicePort) -> tuple[_Set, _Set]:
-        """For clients of the ClusterIP, and of every other address."""
-        family = "IPv4" if ipv4 else "IPv6"
-        choice = categorize(self.slices, family, port.name, port.protocol, self.context)
-        outside = choice.cluster, EMPTY_REFUSE
-        if self.service.spec.internal_traffic_policy != "Local":
-            return outside, outside
-        return (choice.local, EMPTY_UNREACHABLE if choice.exist else EMPTY_REFUSE), outside
-
-    def _external(self, families: set[bool]) -> Iterator[tuple[Address, int]]:
-        """Load balancers' addresses and externalIPs with the flags of their frontends; an address
-        that is both comes twice."""
+    def _external(self, families: set[bool]) -> Iterator[tuple[Address, _External]]:
+        """Load balancers' addresses and externalIPs; one that is both comes twice, and counts as
+        what it is last."""
         spec, policy, context = self.service.spec, self.context.policy, self.context
         own = context.local_addresses.union(context.own_addresses)
         if policy.external_ips == "none" and spec.external_ips:
@@ -219,13 +236,13 @@ class _Work:
             for i, text in enumerate(spec.external_ips):
                 address = self._address(f"spec.externalIPs[{i}]", text, families)
                 if address and (policy.external_ips == "all" or address in own):
-                    yield address, 0
+                    yield address, _External(0)
         if spec.type == "LoadBalancer":
             for i, ingress in enumerate(self.service.status.load_balancer.ingress):
                 if ingress.ip and ingress.ip_mode in (None, "", "VIP"):
                     where = f"status.loadBalancer.ingress[{i}].ip"
                     if address := self._address(where, ingress.ip, families):
-                        yield address, _GUARDED if policy.bind_guard else 0
+                        yield address, _External(_GUARDED if policy.bind_guard else 0, True)
 
     def _address(self, where: str, text: str, families: set[bool]) -> Address | None:
         """None, and a Problem, if a Service with ClusterIPs of these families can't have it."""
@@ -278,6 +295,13 @@ class _Work:
     def _warn(self, where: str, message: str, mend: str, reason: str) -> None:
         ref = str(self.service.ref)
         self.problems.append(Problem(message, mend, "", ref, where, "warning", reason))
+
+
+def _limited(outside: Outside | None, sources: tuple[Source, ...] | None) -> Outside | None:
+    """The same for clients of these ranges only, if there are any ranges."""
+    if outside is None or sources is None:
+        return outside
+    return replace(outside, flags=outside.flags | _RANGES, sources=sources)
 
 
 def affinity_seconds(service: Service) -> int:

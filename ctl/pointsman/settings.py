@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pointsman.context import Policy
+from pointsman.devices import Packets
 from pointsman.events import Problem
 from pointsman.kube.access import Access
 from pointsman.pins import Sizes
@@ -28,6 +29,7 @@ class Settings:
     #: Name of this node's Node object; "" if it has none.
     node_name: str = ""
     policy: Policy = field(default_factory=Policy)
+    packets: Packets = field(default_factory=Packets)
     #: The API server to follow instead of `manifests`.
     api: Access | None = None
     #: Where /healthz, /livez and /readyz are answered, and /metrics; None is nowhere.

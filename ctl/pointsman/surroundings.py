@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pointsman.context import Context
+from pointsman.devices import Surrounding
 from pointsman.events import Problem
+from pointsman.netns import Inside
 from pointsman.nodes import cluster_problems, context_of
 from pointsman.objects import Ref
 from pointsman.optout import opted_out
@@ -21,9 +23,11 @@ from pointsman.wanted import affected, node_ref
 
 @dataclass(frozen=True, slots=True)
 class OptedOut:
-    """Cookies of network namespaces, by the address of the pod that is in each."""
+    """Cookies of network namespaces, by the address of the pod that is in each; and the
+    devices (ifindex) of this node that lead to them."""
 
     namespaces: Mapping[Address, int]
+    devices: frozenset[int] = frozenset()
 
 
 class Surroundings:
@@ -41,7 +45,9 @@ class Surroundings:
         self._node_problems: tuple[Problem, ...] = ()
         self._wanted: frozenset[Address] = frozenset()
         self._found: Mapping[Address, int] | None = None
-        self._opt_outs = OptOuts(lambda found: put(OptedOut(found)))
+        self._devices: frozenset[int] = frozenset()
+        self._around: tuple[tuple[Context, frozenset[int]], Surrounding] | None = None
+        self._opt_outs = OptOuts(lambda found: put(_opted_out(found)))
         self.run, self.stop = self._opt_outs.run, self._opt_outs.stop
 
     @property
@@ -58,6 +64,21 @@ class Surroundings:
         what an agent before found holds."""
         return None if self._found is None else frozenset(self._found.values())
 
+    @property
+    def around(self) -> Surrounding:
+        """What decides which devices are served, and how."""
+        context, key = self.context, (self.context, self._devices)
+        if self._around and all(a is b for a, b in zip(self._around[0], key, strict=True)):
+            return self._around[1]
+        around = Surrounding(
+            context.own_addresses,
+            context.remote_addresses - context.local_addresses,
+            self._devices,
+            context.policy.node_port_range,
+        )
+        self._around = key, around
+        return around
+
     def move(self, addresses: frozenset[Address]) -> None:
         """The node has these addresses now."""
         self._addresses = addresses
@@ -69,7 +90,7 @@ class Surroundings:
         self._moved = True
 
     def take(self, found: OptedOut) -> None:
-        self._found = found.namespaces
+        self._found, self._devices = found.namespaces, found.devices
 
     def follow(self, tracker: Tracker, touched: set[Ref]) -> set[Ref]:
         """To be called when objects were touched, or after `move`: what else is to be resolved
@@ -115,3 +136,10 @@ class Surroundings:
                 "waiting": len(self._wanted - (self._found or {}).keys()),
             },
         }
+
+
+def _opted_out(found: Mapping[Address, Inside]) -> OptedOut:
+    return OptedOut(
+        {address: inside.cookie for address, inside in found.items()},
+        frozenset(inside.device for inside in found.values() if inside.device),
+    )

@@ -76,9 +76,11 @@ class Sync:
 
     def open(self) -> None:
         """Loads the programs and reads the maps. Raises what `Pins.load` does."""
-        self._loaded = self._pins.load()
+        self._loaded = self._pins.load(packets=self._settings.packets.wanted)
         name = self._loaded.generation.name
         log.info("loaded generation=%s compiled=%s", name, self._loaded.compiled)
+        if self._loaded.packets_error:
+            log.error("the programs for packets can't be loaded: %s", self._loaded.packets_error)
         self.maps = Maps(self._loaded.generation.maps, self._loaded.generation.programs)
         self._planner = self._new_planner()
 
@@ -89,7 +91,7 @@ class Sync:
             previous = View(self._loaded.previous.maps)
             inherited = previous.snapshot()
             previous.close()
-        return take_over(self.maps, inherited)
+        return take_over(self.maps, inherited, packets=self._loaded.packets)
 
     @property
     def loaded(self) -> Loaded:
@@ -123,7 +125,7 @@ class Sync:
         """A grace period is over."""
         if planner is self._planner:
             self._planner.reclaim(garbage)
-            self._retry = bool(self._planner.unplaced)
+            self._retry = self._planner.waiting
 
     def members(self) -> Membership | None:
         """Which endpoints each frontend has; None while that is not what the maps say."""
@@ -328,7 +330,7 @@ class Sync:
             )
             for ref, reason in self._planner.unplaced.items()
         ]
-        return found
+        return [*found, *self._planner.shortages()]
 
     def usage(self) -> Mapping[str, tuple[int, int]]:
         """How many elements are taken, and how many there are, by map."""

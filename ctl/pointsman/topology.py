@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from pointsman import abi
 from pointsman.context import Context
 from pointsman.objects import Endpoint, EndpointHints, EndpointSlice
 from pointsman.values import Backend, to_address
 
+_HERE, _ELSEWHERE = (abi.constants()[name] for name in ("SLOT_HERE", "SLOT_ELSEWHERE"))
 _Hinted = list[tuple[Backend, EndpointHints]]
 
 
@@ -65,6 +67,28 @@ def categorize(
     local = (ready & here) or (leaving & here)
     # Ready endpoints somewhere keep `cluster` from being empty, whatever the hints say.
     return Choice(tuple(sorted(cluster)), tuple(sorted(local)), bool(cluster))
+
+
+def places(
+    slices: Iterable[EndpointSlice], family: str, port_name: str, protocol: str, context: Context
+) -> dict[Backend, int]:
+    """Where each endpoint is, SLOT_… of abi.h, as far as it is known.
+
+    An endpoint in two slices is here if one of them says so, as in `categorize`.
+    """
+    found: dict[Backend, int] = {}
+    node = context.node_name
+    if not node:
+        return found
+    for endpoints, number in _ports(slices, family, port_name, protocol):
+        for endpoint in endpoints:
+            if endpoint.addresses and endpoint.node_name:
+                backend = (to_address(endpoint.addresses[0]), number)
+                if endpoint.node_name == node:
+                    found[backend] = _HERE
+                else:
+                    found.setdefault(backend, _ELSEWHERE)
+    return found
 
 
 def serving(

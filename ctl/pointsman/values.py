@@ -83,11 +83,29 @@ class PortName(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """What clients outside of the cluster get of a frontend, a packet at a time.
+
+    `endpoints`, `places` and `empty` as in `Entry`, `flags` a sum of PACKETS_… of abi.h. With
+    PACKETS_RANGES among them only clients in `sources` are served: (address, how many of its 128
+    bits count), sorted.
+    """
+
+    endpoints: tuple[Backend, ...] = ()
+    places: tuple[int, ...] = ()
+    empty: int = 0
+    flags: int = 0
+    sources: tuple[tuple[Address, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What one frontend should be. `endpoints` is sorted and has no duplicates.
 
     `empty` says what a set without endpoints answers (EMPTY_… of abi.h), `affinity` is in seconds
     (0 = none), `algorithm` one of ALGORITHM_… of abi.h, `flags` a sum of SERVICE_… of abi.h.
+    `places` says where each endpoint is (SLOT_… of abi.h); () where nobody asks, or nothing is
+    known. `outside` is None for what is not served to clients outside of the cluster.
     """
 
     frontend: Frontend
@@ -97,3 +115,5 @@ class Entry:
     algorithm: int = 0
     affinity: int = 0
     flags: int = 0
+    places: tuple[int, ...] = ()
+    outside: Outside | None = None

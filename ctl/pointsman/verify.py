@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from pointsman.hooks import Link
 from pointsman.inspect import (
+    PLACES,
     UNKNOWN,
     Held,
     Reader,
@@ -15,9 +16,14 @@ from pointsman.inspect import (
     empty_name,
     flags_text,
     held,
+    packets_text,
 )
-from pointsman.plan import RETIRED
-from pointsman.values import Backend, Entry, Frontend, endpoint_text
+from pointsman.maglev import stamp
+from pointsman.plan import RETIRED, Slot
+from pointsman.ranges import Source, source_text
+from pointsman.values import Backend, Entry, Frontend, Outside, endpoint_text
+
+_NOT_SERVED = Outside()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ def compare(desired: Iterable[Entry], reader: Reader) -> list[Difference]:
     for entry in desired:
         wanted.setdefault(entry.frontend, []).append(entry)
     actual = {each.frontend: each for each in held(reader)}
+    ranges = reader.ranges()
     found: list[Difference] = []
     for frontend, entries in wanted.items():
         if frontend not in actual:
@@ -48,6 +55,7 @@ def compare(desired: Iterable[Entry], reader: Reader) -> list[Difference]:
         # Two Services may define one frontend: whoever has it, has it rightly.
         entry = next((e for e in entries if e.owner == each.name), entries[0])
         found += _compare(entry, each)
+        found += _compare_outside(entry.outside or _NOT_SERVED, each, ranges.get(each.ident, ()))
     for frontend, each in actual.items():
         if frontend not in wanted:
             message = f"extra, held for {_name(each)}; nothing defines it"
@@ -75,13 +83,59 @@ def _compare(entry: Entry, each: Held) -> list[Difference]:
     if not entry.endpoints and not element.count and entry.empty != element.first:
         want, have = empty_name(entry.empty), empty_name(element.first)
         found.append(Difference("empty", at, f"an empty set should mean {want}, means {have}"))
-    want_set, have_set = Counter(entry.endpoints), Counter(slot.backend for slot in each.slots)
+    return found + _compare_sets(at, entry.endpoints, entry.places, each.slots)
+
+
+def _compare_sets(
+    at: str,
+    endpoints: Sequence[Backend],
+    places: Sequence[int],
+    slots: Sequence[Slot],
+    where: str = "",
+) -> list[Difference]:
+    """`where` is " from outside" for what clients outside get."""
+    found: list[Difference] = []
+    kinds = "outside-endpoint" if where else "endpoint"
+    want_set, have_set = Counter(endpoints), Counter(slot.backend for slot in slots)
     for kind, verb, backends in (
-        ("endpoint-missing", "lacks", want_set - have_set),
-        ("endpoint-extra", "has, but should not,", have_set - want_set),
+        (f"{kinds}-missing", "lacks", want_set - have_set),
+        (f"{kinds}-extra", "has, but should not,", have_set - want_set),
     ):
-        found += [Difference(kind, at, f"{verb} {_text(b)}") for b in sorted(backends)]
+        found += [Difference(kind, at, f"{verb} {_text(b)}{where}") for b in sorted(backends)]
+    known = dict(zip(endpoints, places, strict=False))
+    for slot in slots:
+        want, have = known.get(slot.backend, 0), slot.place
+        if slot.backend in want_set and want != have:
+            message = f"{_text(slot.backend)} should be {_place(want)}, is {_place(have)}{where}"
+            found.append(Difference("place", at, message))
     return found
+
+
+def _compare_outside(wanted: Outside, each: Held, ranges: Collection[Source]) -> list[Difference]:
+    at, element = str(each.frontend), each.element
+    found = _compare_sets(at, wanted.endpoints, wanted.places, each.outside, " from outside")
+    want, have = (packets_text(flags) for flags in (wanted.flags, element.packets))
+    if want != have:
+        found.append(Difference("packets", at, f"packets should be {want}, are {have}"))
+    elif (
+        not wanted.endpoints and not element.outside.count and wanted.empty != element.outside.first
+    ):
+        want, have = empty_name(wanted.empty), empty_name(element.outside.first)
+        message = f"an empty set should mean {want} from outside, means {have}"
+        found.append(Difference("outside-empty", at, message))
+    for kind, verb, sources in (
+        ("range-missing", "lacks", set(wanted.sources) - set(ranges)),
+        ("range-extra", "has, but should not,", set(ranges) - set(wanted.sources)),
+    ):
+        found += [
+            Difference(kind, at, f"{verb} source range {source_text(source)}")
+            for source in sorted(sources)
+        ]
+    return found
+
+
+def _place(place: int) -> str:
+    return PLACES.get(place, "anywhere")
 
 
 def _text(backend: Backend) -> str:
@@ -101,7 +155,15 @@ def _sound(each: Held, reader: Reader) -> list[Difference]:
     if len(each.slots) != element.count:
         message = f"the set of service {each.ident} ends beyond the slots map"
         found.append(Difference("set", at, message))
-    for slot in each.slots:
+    if len(each.outside) != element.outside.count:
+        message = f"the outside set of service {each.ident} ends beyond the slots map"
+        found.append(Difference("set", at, message))
+    elif element.table.count and reader.stamp(element.table) != stamp(
+        [slot.backend for slot in each.outside]
+    ):
+        message = f"the Maglev table of service {each.ident} was made for other endpoints"
+        found.append(Difference("table", at, message))
+    for slot in {*each.slots, *each.outside}:
         generation, _ = reader.load(slot.endpoint)
         if generation != slot.generation:
             state = " (retired)" if generation & RETIRED else ""

@@ -365,7 +365,8 @@ class _Node(AgentProcess):
         arguments = [
             "up", "--no-bind-guard", "--manifests", self.manifests, "--cgroup", self.cgroup,
             "--bpffs", self.root,
-            "--run-dir", self.run_dir, "--state-dir", self.state_dir, *options,
+            "--run-dir", self.run_dir, "--state-dir", self.state_dir,
+            "--devices", "none", *options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -177,6 +177,7 @@ class Agent:
             *("--node-name", self.node.name),
             *("--cgroup", self.node.cgroup), *("--bpffs", self.root),
             *("--run-dir", self.run_dir), *("--state-dir", self.state_dir),
+            *("--devices", "none"),
             *(("--kubeconfig", self.kubeconfig) if self.kubeconfig else ()),
         ]  # fmt: skip
         command = [

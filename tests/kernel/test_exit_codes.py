@@ -55,7 +55,8 @@ def up(node: AgentProcess, *options: str, **how: object) -> Done:
         [
             sys.executable, "-m", "pointsman.cli.main", "up", "--manifests", str(node.manifests),
             "--cgroup", str(node.cgroup), "--bpffs", str(node.root), "--run-dir",
-            str(node.run_dir), "--state-dir", str(node.state_dir), *options,
+            str(node.run_dir), "--state-dir", str(node.state_dir),
+            "--devices", "none", *options,
         ],
         capture_output=True, text=True, timeout=60, **how,  # type: ignore[call-overload]
     )  # fmt: skip

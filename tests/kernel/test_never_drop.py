@@ -173,7 +173,7 @@ CHANGES = {
                 "\t__u32 owner; /* the service port, index",
                 "\t__u32 first_;\n\t__u32 second_;\n\t__u32 owner; /* the service port, index",
             ),
-            ("abi.h", "\t__u32 reserved[6];", "\t__u32 reserved[4];"),
+            ("abi.h", "\t__u32 reserved[2];", "\t/* taken */"),
         ),
         (),
     ),

@@ -148,7 +148,8 @@ class AgentProcess:
     ) -> None:
         arguments = [
             "up", "--manifests", self.manifests, "--cgroup", self.cgroup, "--bpffs", self.root,
-            "--run-dir", self.run_dir, "--state-dir", self.state_dir, "--dns", dns, *options,
+            "--run-dir", self.run_dir, "--state-dir", self.state_dir, "--dns", dns,
+            "--devices", "none", *options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

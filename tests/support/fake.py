@@ -7,17 +7,23 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pointsman import abi
+from pointsman import abi, maglev
 from pointsman.marks import bit_of
-from pointsman.plan import RETIRED, Config, Element, Limits, Snapshot
-from pointsman.values import Backend, Frontend, PortName, endpoint_text
+from pointsman.plan import RETIRED, Config, Element, Limits, Run, Snapshot
+from pointsman.ranges import Source, holds
+from pointsman.values import Address, Backend, Frontend, PortName, endpoint_text
 
-_layouts = abi.layouts()
-_read_slot = _layouts["slot"].reader("addr", "port", "endpoint", "generation", "owner")
-_read_service = _layouts["service"].reader("set", "owner", "algorithm", "flags", "affinity", "key")
+_layouts, _constants = abi.layouts(), abi.constants()
+_read_slot = _layouts["slot"].reader("addr", "port", "endpoint", "generation", "owner", "flags")
+_read_service = _layouts["service"].reader(
+    "set", "owner", "algorithm", "flags", "packets", "affinity", "key", "outside", "table"
+)
 _read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
+_OUTSIDE, _LOCAL, _RANGES = (
+    _constants[f"PACKETS_{name}"] for name in ("OUTSIDE", "LOCAL", "RANGES")
+)
 
-Slot = tuple[Backend, int, int, int]  # backend, endpoint id, generation, owner
+Slot = tuple[Backend, int, int, int, int]  # backend, endpoint id, generation, owner, SLOT_…
 
 
 class FakeDatapath:
@@ -36,6 +42,9 @@ class FakeDatapath:
         self.slots: dict[int, Slot] = {}
         self.load: dict[int, int] = {}  # endpoint id → generation
         self.names: dict[int, PortName] = {}
+        self.lines: dict[int, bytes] = {}
+        self.ranges: dict[int, set[Source]] = {}
+        self.held_lines: set[int] = set()
         self.held_slots: set[int] = set()
         self.held_services: set[int] = set()
         self.held_endpoints: set[int] = set()
@@ -72,10 +81,41 @@ class FakeDatapath:
             assert 0 <= index < self.limits.slots, f"slot {index} out of range"
             assert index not in self.held_slots, f"slot {index} reused early"
             assert index not in self._used_slots(), f"slot {index} rewritten in use"
-            address, port, endpoint, generation, owner = _read_slot(data, i * size)
+            address, port, endpoint, generation, owner, place = _read_slot(data, i * size)
             assert self.load.get(endpoint) == generation, "slot points to another generation"
-            self.slots[index] = ((address, socket.ntohs(port)), endpoint, generation, owner)
+            backend = address, socket.ntohs(port)
+            self.slots[index] = (backend, endpoint, generation, owner, place)
         self.on_step()
+
+    def write_lines(self, first: int, data: bytes) -> None:
+        self._step()
+        assert len(data) % maglev.LINE == 0, "half a line"
+        used = set().union(*(_lines(self.services[i].table) for i in self.frontends.values()))
+        for i in range(len(data) // maglev.LINE):
+            index = first + i
+            assert 0 <= index < self.limits.lines, f"line {index} out of range"
+            assert index not in self.held_lines, f"line {index} reused early"
+            assert index not in used, f"line {index} rewritten in use"
+            self.lines[index] = data[i * maglev.LINE : (i + 1) * maglev.LINE]
+        self.on_step()
+
+    def admit(self, items: Sequence[tuple[int, Source]]) -> None:
+        for service, source in items:
+            self._step()
+            assert service not in self.held_services, f"ranges of service {service} reused early"
+            assert source not in self.ranges.get(service, ()), f"{source} is there already"
+            if sum(map(len, self.ranges.values())) >= self.limits.ranges:
+                raise OSError(errno.ENOSPC, "source_ranges is full")
+            self.ranges.setdefault(service, set()).add(source)
+            self.on_step()
+
+    def bar(self, items: Sequence[tuple[int, Source]]) -> None:
+        for service, source in items:
+            self._step()
+            self.ranges[service].remove(source)
+            if not self.ranges[service]:
+                del self.ranges[service]
+            self.on_step()
 
     def write_names(self, items: Sequence[tuple[int, PortName]]) -> None:
         self._step()
@@ -90,18 +130,22 @@ class FakeDatapath:
         assert 0 < service < self.limits.services, f"service {service} out of range"
         assert service not in self.held_services, f"service {service} reused early"
         assert service not in self.frontends.values(), f"service {service} rewritten in use"
-        value, owner, algorithm, flags, affinity, key = _read_service(data)
+        value, owner, algorithm, flags, packets, affinity, key, *more = _read_service(data)
+        outside, table = map(Run.of, more)
         address, port, protocol = _read_key(key)
         frontend = Frontend(address, socket.ntohs(port), protocol)
-        self._check_set(value)
+        self._check_set(Run.of(value))
+        self._check_set(outside)
+        self._check_table(table)
+        assert packets & _OUTSIDE or not (packets or more[0] or more[1]), "not served outside"
         self.services[service] = Element(
-            frontend, owner, value & 0xFFFFFFFF, value >> 32, algorithm, affinity, flags
+            frontend, owner, *Run.of(value), algorithm, affinity, flags, packets, outside, table
         )
         self.on_step()
 
     def configure(self, config: Config) -> None:
         self._step()
-        service, owner, algorithm, affinity, flags = config
+        service, owner, algorithm, affinity, flags, packets = config
         old = self.services[service]
         if owner == 0:
             assert service not in self.frontends.values(), f"service {service} disowned in use"
@@ -109,16 +153,32 @@ class FakeDatapath:
             self._unlink(old)
         else:
             assert owner in self.names, f"owner {owner} has no name"
-        self.services[service] = Element(
-            old.frontend, owner, old.first, old.count, algorithm, affinity, flags
+        self.services[service] = replace(
+            old, owner=owner, algorithm=algorithm, affinity=affinity, flags=flags, packets=packets
         )
         self.on_step()
 
     def switch(self, service: int, value: int) -> None:
         self._step()
-        old = self.services[service]
-        self._check_set(value)
-        self.services[service] = replace(old, first=value & 0xFFFFFFFF, count=value >> 32)
+        old, new = self.services[service], Run.of(value)
+        self._check_set(new)
+        self.services[service] = replace(old, first=new.first, count=new.count)
+        self._unlink(old)
+        self.on_step()
+
+    def switch_outside(self, service: int, value: int) -> None:
+        self._step()
+        old, new = self.services[service], Run.of(value)
+        self._check_set(new)
+        self.services[service] = replace(old, outside=new)
+        self._unlink(old)
+        self.on_step()
+
+    def switch_table(self, service: int, value: int) -> None:
+        self._step()
+        old, new = self.services[service], Run.of(value)
+        self._check_table(new)
+        self.services[service] = replace(old, table=new)
         self._unlink(old)
         self.on_step()
 
@@ -159,6 +219,7 @@ class FakeDatapath:
 
     def wait_for_readers(self) -> None:
         self.held_slots.clear()
+        self.held_lines.clear()
         self.held_services.clear()
         self.held_endpoints.clear()
 
@@ -170,14 +231,45 @@ class FakeDatapath:
         if service is None or self.services[service].frontend != frontend:
             return None
         element = self.services[service]
-        if not element.count:
-            return (), element.first
+        return self._members(frontend, Run(element.first, element.count))
+
+    def _members(self, frontend: Frontend, run: Run) -> tuple[tuple[Backend, ...], int]:
+        if not run.count:
+            return (), run.first
         found = []
-        for index in range(element.first, element.first + element.count):
-            backend, endpoint, generation, _ = self.slots[index]
+        for index in range(run.first, run.first + run.count):
+            backend, endpoint, generation, *_ = self.slots[index]
             assert self.load[endpoint] == generation, f"{frontend}: endpoint {endpoint} is retired"
             found.append(backend)
         return tuple(found), 0
+
+    def resolve_outside(
+        self, frontend: Frontend, client: Address
+    ) -> tuple[tuple[Backend, ...], int] | str | None:
+        """The same for a client outside, as bpf/select.h does: "barred" if he is in no range of
+        those that there are."""
+        service = self.frontends.get(frontend)
+        if service is None or self.services[service].frontend != frontend:
+            return None
+        element = self.services[service]
+        if not element.packets & _OUTSIDE:
+            return None
+        if element.packets & _RANGES and not holds(self.ranges.get(service, ()), client):
+            return "barred"
+        found = self._members(frontend, element.outside)
+        if element.packets & _LOCAL:
+            elsewhere = _constants["SLOT_ELSEWHERE"]
+            run = element.outside
+            assert all(
+                self.slots[i][4] != elsewhere for i in range(run.first, run.first + run.count)
+            ), f"{frontend}: an endpoint of another node keeps the client's address"
+        return found
+
+    def table(self, frontend: Frontend) -> tuple[int, ...]:
+        """The entries of its Maglev table; () if it has none."""
+        run = self.services[self.frontends[frontend]].table
+        data = b"".join(self.lines[i] for i in _lines(run))
+        return tuple(memoryview(data).cast("H")[: run.count])
 
     def state(self) -> dict[Frontend, tuple[tuple[Backend, ...], int]]:
         found = {frontend: self.resolve(frontend) for frontend in self.frontends}
@@ -185,13 +277,25 @@ class FakeDatapath:
 
     def snapshot(self) -> Snapshot:
         owned = {i: e for i, e in self.services.items() if e.owner}
-        sets = {
-            (e.first, e.count): tuple(self.slots[i][:3] for i in range(e.first, e.first + e.count))
-            for e in owned.values()
-            if e.count
-        }
+        runs = {r for e in owned.values() for r in (Run(e.first, e.count), e.outside) if r.count}
+        slots = {r: [self.slots[i] for i in range(r.first, r.first + r.count)] for r in runs}
+        places = {r: tuple(slot[4] for slot in found) for r, found in slots.items()}
         words = {index: value for index, value in self.words.items() if value}
-        return Snapshot(dict(self.frontends), owned, dict(self.names), sets, dict(self.load), words)
+        return Snapshot(
+            dict(self.frontends),
+            owned,
+            dict(self.names),
+            {r: tuple(slot[:3] for slot in found) for r, found in slots.items()},
+            dict(self.load),
+            words,
+            {r: found for r, found in places.items() if any(found)},
+            {
+                e.table: self.lines[max(_lines(e.table))][-maglev.STAMP :]
+                for e in owned.values()
+                if e.table.count
+            },
+            {service: frozenset(sources) for service, sources in self.ranges.items()},
+        )
 
     def dump(self) -> str:
         """Sorted text, for people and for comparing."""
@@ -209,16 +313,28 @@ class FakeDatapath:
         return {
             index
             for service in self.frontends.values()
-            for index in range(
-                self.services[service].first,
-                self.services[service].first + self.services[service].count,
-            )
+            for run in _runs(self.services[service])
+            for index in range(run.first, run.first + run.count)
         }
 
-    def _check_set(self, value: int) -> None:
-        first, count = value & 0xFFFFFFFF, value >> 32
-        for index in range(first, first + count):
+    def _check_set(self, run: Run) -> None:
+        for index in range(run.first, run.first + run.count if run.count else 0):
             assert index in self.slots, f"set reaches slot {index}, which was never written"
 
+    def _check_table(self, run: Run) -> None:
+        for index in _lines(run):
+            assert index in self.lines, f"table reaches line {index}, which was never written"
+
     def _unlink(self, old: Element) -> None:
-        self.held_slots.update(range(old.first, old.first + old.count))
+        for run in _runs(old):
+            self.held_slots.update(range(run.first, run.first + run.count))
+        self.held_lines.update(_lines(old.table))
+
+
+def _runs(element: Element) -> tuple[Run, ...]:
+    both = (Run(element.first, element.count), element.outside)
+    return tuple(run for run in both if run.count)
+
+
+def _lines(table: Run) -> range:
+    return range(table.first, table.first + maglev.lines_of(table.count))

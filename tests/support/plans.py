@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
+from pointsman import abi, maglev
 from pointsman.maps import apply, take_over
 from pointsman.objects import Ref
 from pointsman.plan import Limits
-from pointsman.values import TCP, Entry, Frontend, PortName, to_address
+from pointsman.ranges import holds, parse
+from pointsman.values import TCP, Entry, Frontend, Outside, PortName, to_address
 
-# One word of marks: most addresses share their bit with another.
-SMALL = Limits(services=24, slots=40, endpoints=24, marks=1)
+# One word of marks: most addresses share their bit with another. Room for two tables or so.
+SMALL = Limits(services=24, slots=40, endpoints=24, marks=1, lines=20, ranges=6)
 ROOMY = Limits(services=4096, slots=4096, endpoints=4096)
 VIPS = [to_address(f"10.96.0.{i}") for i in range(1, 5)]
 BACKENDS = [(to_address(f"10.244.0.{i}"), 8080) for i in range(1, 7)]
+SOURCES = [
+    parse(text)
+    for text in (
+        "0.0.0.0/0", "198.51.0.0/16", "198.51.100.0/24", "198.51.100.128/25", "203.0.113.0/24",
+    )
+]  # fmt: skip
+CLIENTS = [
+    to_address(text) for text in ("198.51.100.200", "198.51.100.1", "203.0.113.9", "9.9.9.9")
+]
+_ABI = abi.constants()
+OUTSIDE, LOCAL, RANGES = (_ABI[f"PACKETS_{name}"] for name in ("OUTSIDE", "LOCAL", "RANGES"))
+HERE, ELSEWHERE = _ABI["SLOT_HERE"], _ABI["SLOT_ELSEWHERE"]
 
 
 def ref(name: str) -> Ref:
@@ -35,20 +50,45 @@ def wildcard(name: str, vip: bytes) -> Entry:
     return Entry(Frontend(vip, 0, 0), PortName("default", name, "p80"))
 
 
+def places_of(endpoints) -> tuple[int, ...]:
+    """Every other endpoint is here."""
+    return tuple(ELSEWHERE if BACKENDS.index(b) % 2 else HERE for b in endpoints)
+
+
+def served(endpoints, *, local: bool = False, sources=None, empty: int = 0) -> Outside:
+    """Those of `endpoints` that are here only if `local`; for `sources` only, if not None."""
+    found = tuple(b for b in sorted(endpoints) if not local or places_of([b]) == (HERE,))
+    flags = OUTSIDE | LOCAL * local | RANGES * (sources is not None)
+    return Outside(found, places_of(found), empty, flags, tuple(sorted(sources or ())))
+
+
+def outcome(wanted: Outside | None, client: bytes) -> tuple | str | None:
+    """What a client outside should get, as `resolve_outside` of the maps says it."""
+    if wanted is None:
+        return None
+    if wanted.flags & RANGES and not holds(wanted.sources, client):
+        return "barred"
+    return wanted.endpoints, 0 if wanted.endpoints else wanted.empty
+
+
 class Harness:
     """A planner, its maps, and the rule that is checked after every write."""
 
     def __init__(self, maps: Any) -> None:
         self.maps = maps
         maps.on_step = self.check
-        self.planner = take_over(maps)
+        self.planner = take_over(maps, packets=True)
         self.wanted: dict[Ref, tuple[Entry, ...]] = {}
         self.right: dict[Frontend, set] = {}
+        self.right_outside: dict[tuple[Frontend, bytes], set] = {}
         self.garbage: list = []
 
     def check(self) -> None:
         for frontend, right in self.right.items():
             assert self.maps.resolve(frontend) in right, f"{frontend}: neither was nor is right"
+        for (frontend, client), right in self.right_outside.items():
+            found = self.maps.resolve_outside(frontend, client)
+            assert found in right, f"{frontend} from outside: neither was nor is right"
         assert self.maps.frontends.keys() <= self.right.keys()
 
     def desired(self) -> dict[Frontend, tuple]:
@@ -58,11 +98,23 @@ class Harness:
             for e in entries
         }
 
+    def outsides(self) -> dict[Frontend, Outside | None]:
+        return {e.frontend: e.outside for entries in self.wanted.values() for e in entries}
+
     def expect(self, changed: dict[Ref, tuple[Entry, ...]]) -> None:
         """From here on a reader may see what is in the maps now, or what is wanted then."""
         self.wanted = {r: entries for r, entries in {**self.wanted, **changed}.items() if entries}
         before, after = self.maps.state(), self.desired()
         self.right = {f: {before.get(f), after.get(f)} for f in {*before, *after}}
+        outside = self.outsides()
+        self.right_outside = {
+            (f, client): {self.maps.resolve_outside(f, client), outcome(outside.get(f), client)}
+            for f in self.right
+            for client in CLIENTS
+        }
+        if self.maps.limits.ranges < len(SOURCES) * len(VIPS):
+            for right in self.right_outside.values():
+                right.add("barred")  # without room for ranges nobody is let in
 
     def update(self, changed: dict[Ref, tuple[Entry, ...]]) -> None:
         self.expect(changed)
@@ -81,7 +133,7 @@ class Harness:
 
     def restart(self) -> None:
         """A new agent on the same maps: what was given out and not reclaimed is found again."""
-        self.planner = take_over(self.maps)
+        self.planner = take_over(self.maps, packets=True)
         self.garbage.clear()
         self.expect(dict(self.wanted))
         plan = self.planner.replace(self.wanted)
@@ -90,37 +142,65 @@ class Harness:
 
     def assert_settled(self) -> None:
         assert self.maps.state() == self.desired()
+        if self.planner.shortages():
+            return
+        for frontend, wanted in self.outsides().items():
+            for client in CLIENTS:
+                found = self.maps.resolve_outside(frontend, client)
+                assert found == outcome(wanted, client), f"{frontend} from outside"
+            members = wanted.endpoints if wanted else ()
+            size = maglev.size_for(len(members))
+            table = tuple(maglev.table(members, None, size)) if size else ()
+            assert self.maps.table(frontend) == table, f"{frontend}: another table"
 
 
 names = st.sampled_from("abcd")
-entries = st.builds(
-    lambda vip, ports, backends, empty: [
-        (vip, port, tuple(sorted(set(backends))), empty) for port in ports
-    ],
-    st.sampled_from(VIPS),
-    st.lists(st.sampled_from([80, 443, 53]), min_size=0, max_size=3, unique=True),
+_sources = st.none() | st.lists(st.sampled_from(SOURCES), max_size=3, unique=True)
+_outside = st.none() | st.builds(
+    lambda backends, local, sources, empty: served(
+        set(backends), local=local, sources=sources, empty=empty
+    ),
     st.lists(st.sampled_from(BACKENDS), max_size=6),
+    st.booleans(),
+    _sources,
     st.sampled_from([0, 1]),
 )
-_event = st.one_of(
-    st.tuples(st.just("update"), st.dictionaries(names, entries, min_size=1, max_size=3)),
-    st.tuples(st.just("grace"), st.none()),
-    st.tuples(st.just("restart"), st.none()),
-    st.tuples(st.just("crash"), st.integers(0, 30)),
+_port = st.tuples(
+    st.lists(st.sampled_from(BACKENDS), max_size=6),
+    st.sampled_from([0, 1]),
+    _outside,
+    st.booleans(),
 )
+ports = st.dictionaries(st.sampled_from([80, 443, 53]), _port, max_size=3)
+_update = st.tuples(st.just("update"), st.dictionaries(names, ports, min_size=1, max_size=3))
+_grace = st.tuples(st.just("grace"), st.none())
+_restart = st.tuples(st.just("restart"), st.none())
+_crash = st.tuples(st.just("crash"), st.integers(0, 40))
+#: With other names for the same ports: what changes hands between any two updates.
+_renamed = st.tuples(st.just("renamed"), st.dictionaries(names, ports, min_size=1, max_size=3))
 
 
-def _build(changed) -> dict[Ref, tuple[Entry, ...]]:
+def _build(changed, suffix: str = "") -> dict[Ref, tuple[Entry, ...]]:
     built = {}
     for name, found in changed.items():
         # Each name keeps to its own VIPs here: claims have their own tests.
         vip = VIPS["abcd".index(name)]
-        made = [entry(name, vip, port, backends, empty=e) for _, port, backends, e in found]
+        made = []
+        for port, (backends, empty, outside, alike) in found.items():
+            members = tuple(sorted(set(backends)))
+            if outside and alike and not outside.flags & LOCAL:
+                outside = replace(outside, endpoints=members, places=places_of(members))
+            places = places_of(members) if outside else ()
+            more = {"empty": empty, "outside": outside, "places": places}
+            one = entry(name, vip, port, members, **more)
+            made.append(replace(one, owner=one.owner._replace(port=f"p{port}{suffix}")))
         built[ref(name)] = (*made, wildcard(name, vip)) if made else ()
     return built
 
 
-events = st.lists(_event, max_size=25)
+events = st.lists(_update | _grace | _restart | _crash, max_size=25)
+#: Without crashes: what is left of half a change of owner is deleted and added again.
+renaming_events = st.lists(_update | _renamed | _grace | _restart, max_size=25)
 
 
 def play(h: Harness, sequence: list[Any], *, everything_fits: bool) -> None:
@@ -128,8 +208,8 @@ def play(h: Harness, sequence: list[Any], *, everything_fits: bool) -> None:
     are what is wanted."""
     crash_at: int | None = None
     for kind, value in sequence:
-        if kind == "update":
-            changed = _build(value)
+        if kind in ("update", "renamed"):
+            changed = _build(value, "-too" if kind == "renamed" else "")
             h.maps.fail_after = crash_at
             try:
                 h.update(changed)
@@ -152,3 +232,7 @@ def play(h: Harness, sequence: list[Any], *, everything_fits: bool) -> None:
         h.assert_settled()
     elif everything_fits:
         raise AssertionError(h.planner.unplaced)
+    h.update(dict.fromkeys(h.wanted, ()))
+    h.grace()
+    taken = {name: used for name, (used, _) in h.planner.usage().items() if used}
+    assert not taken, f"lost for good: {taken}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Callable
 from typing import Any
 
+from pointsman import abi, maglev
 from pointsman.maps import Maps
-from pointsman.plan import Snapshot
-from pointsman.values import Backend, Frontend
+from pointsman.plan import Run, Snapshot
+from pointsman.ranges import pack
+from pointsman.values import Address, Backend, Frontend
+
+_OUTSIDE, _RANGES = (abi.constants()[f"PACKETS_{name}"] for name in ("OUTSIDE", "RANGES"))
 
 
 class SteppedMaps:
@@ -54,12 +59,39 @@ class SteppedMaps:
         element = self._maps.service(service)
         if element.frontend != frontend:
             return None
-        if not element.count:
-            return (), element.first
-        slots = self._maps.slots(element.first, element.count)
+        return self._members(Run(element.first, element.count))
+
+    def _members(self, run: Run) -> tuple[tuple[Backend, ...], int]:
+        if not run.count:
+            return (), run.first
+        slots = self._maps.slots(*run)
         for slot in slots:
             assert self._maps.load(slot.endpoint)[0] == slot.generation, "a retired endpoint"
         return tuple(slot.backend for slot in slots), 0
+
+    def resolve_outside(
+        self, frontend: Frontend, client: Address
+    ) -> tuple[tuple[Backend, ...], int] | str | None:
+        """What bpf/select.h would find now for a client outside."""
+        service = self._maps.find(frontend)
+        if service is None:
+            return None
+        element = self._maps.service(service)
+        if element.frontend != frontend or not element.packets & _OUTSIDE:
+            return None
+        if element.packets & _RANGES:
+            found = self._maps.map("source_ranges").lookup(pack(service, (client, 128)))
+            if found is None:
+                return "barred"
+        return self._members(element.outside)
+
+    def table(self, frontend: Frontend) -> tuple[int, ...]:
+        """The entries of its Maglev table; () if it has none."""
+        run = self._maps.service(self._maps.frontends()[frontend]).table
+        lines = range(run.first, run.first + maglev.lines_of(run.count))
+        opened = self._maps.map("maglev")
+        data = b"".join(opened.lookup(struct.pack("=I", line)) or b"" for line in lines)
+        return tuple(memoryview(data).cast("H")[: run.count])
 
     def state(self) -> dict[Frontend, tuple[tuple[Backend, ...], int]]:
         found = {frontend: self.resolve(frontend) for frontend in self._maps.frontends()}

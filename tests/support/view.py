@@ -11,7 +11,8 @@ from typing import Any
 
 from pointsman import abi
 from pointsman.marks import fold
-from pointsman.plan import Element, Slot
+from pointsman.plan import Element, Run, Slot
+from pointsman.ranges import Source
 from pointsman.values import TCP, UDP, Address, Backend, Entry, Frontend, PortName, to_address
 
 FLAGS = abi.constants()
@@ -43,6 +44,8 @@ class FakeView:
     skipped: tuple[int, ...] = ()
     cidrs: tuple[tuple[Address, Address], ...] = ()
     host_netns: int = HOST_NETNS
+    admitted: dict[int, frozenset[Source]] = field(default_factory=dict)
+    stamps: dict[Run, bytes] = field(default_factory=dict)
 
     def frontends(self) -> dict[Frontend, int]:
         return dict(self.keys)
@@ -75,6 +78,15 @@ class FakeView:
 
     def counters(self) -> dict[str, int]:
         return {"translated": 7, "refused": 1}
+
+    def ranges(self) -> Mapping[int, frozenset[Source]]:
+        return self.admitted
+
+    def stamp(self, table: Run) -> bytes:
+        return self.stamps.get(table, b"")
+
+    def packet_counters(self) -> dict[str, int]:
+        return {"packet_here": 3, "drop_no_port": 1}
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -199,3 +199,30 @@ def test_a_field_that_kube_proxy_has_not_is_a_warning_that_names_the_nearest(
 def test_each_path_stands_in_the_table_once() -> None:
     paths = [field.path for field in FIELDS]
     assert len(paths) == len(set(paths))
+
+
+@pytest.mark.parametrize(
+    ("section", "options"),
+    [
+        pytest.param(
+            {"tcpEstablishedTimeout": "2h0m0s", "udpTimeout": "10s", "udpStreamTimeout": "3m"},
+            {
+                "conntrack_tcp_timeout_established": "7200s",
+                "conntrack_udp_timeout": "10s",
+                "conntrack_udp_timeout_stream": "180s",
+            },
+            id="given",
+        ),
+        pytest.param(
+            {"tcpEstablishedTimeout": "0s", "udpTimeout": "0s", "udpStreamTimeout": None},
+            {},
+            id="zero-leaves-the-default",
+        ),
+    ],
+)
+def test_conntrack_s_timeouts_are_those_of_connections_from_outside(
+    section: dict[str, object], options: dict[str, str]
+) -> None:
+    found = read(conntrack=section)
+    assert {k: v for k, v in found.options.items() if k.startswith("conntrack")} == options
+    assert found.problems == ()

@@ -11,6 +11,7 @@ import pytest
 from pointsman.config.own import KEYS as OWN_KEYS
 from pointsman.config.reload import KEYS, LIVE, apply
 from pointsman.context import Policy
+from pointsman.devices import Packets
 from pointsman.kube.access import Access
 from pointsman.pins import Sizes
 from pointsman.settings import Settings
@@ -55,6 +56,23 @@ def test_with_an_api_server_refusing_waits_for_the_watches_it_needs() -> None:
     )
     assert result.policy == Policy(bind_guard=False)
     assert [each.field for each in problems] == ["refuseUnusedClusterIPs"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected", "waiting"),
+    [
+        pytest.param(("auto",), ("eth1",), ("eth1",), [], id="other-devices-at-once"),
+        pytest.param((), ("auto",), (), ["devices"], id="not-from-none"),
+        pytest.param(("auto",), (), ("auto",), ["devices"], id="nor-to-none"),
+    ],
+)
+def test_devices_change_at_once_but_for_none(
+    before: tuple[str, ...], after: tuple[str, ...], expected: tuple[str, ...], waiting: list[str]
+) -> None:
+    old = replace(OLD, packets=Packets(before, xdp_mode="native"))
+    result, problems = apply(old, replace(OLD, packets=Packets(after, xdp_mode="none")))
+    assert result.packets == Packets(expected, xdp_mode="none")
+    assert [each.field for each in problems] == waiting
 
 
 def test_equal_settings_say_nothing() -> None:

@@ -2,8 +2,9 @@
 
 `context.toml` in it says where the agent is: `node`, `local_addresses`, `service_cidrs`, and what
 was chosen as `[policy]`. The wildcards that lead from the addresses of nodes to NodePorts are shown
-if it names any address. `UPDATE_GOLDEN=1 pytest tests/unit/test_golden.py` writes what comes out
-now; read the difference.
+if it names any address. After "outside" stands what clients outside of the cluster get where it is
+known where an endpoint is, or something else than inside. `UPDATE_GOLDEN=1 pytest
+tests/unit/test_golden.py` writes what comes out now; read the difference.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from pointsman.manifests import ManifestSource
 from pointsman.maps import apply
 from pointsman.nodes import context_of
 from pointsman.optout import opted_out
-from pointsman.plan import Limits
+from pointsman.plan import Element, Limits
 from pointsman.planner import Planner
+from pointsman.ranges import source_text
 from pointsman.tracker import Tracker
 from pointsman.values import Backend, Frontend, endpoint_text, to_address, to_text
 from pointsman.wanted import all_refs, node_ref, resolve_ref
@@ -40,6 +42,9 @@ WORDS = {
     "SERVICE_HOST_NETNS": "for the host itself",
     "SERVICE_GUARDED": "guarded",
 }
+# "outside" stands before what else is said.
+PACKETS = {"PACKETS_OUTSIDE": "outside", "PACKETS_LOCAL": "local"}
+EMPTY = ("refused", "unreachable")
 
 
 def outcome(directory: Path) -> str:
@@ -81,7 +86,7 @@ def context_in(directory: Path, tracker: Tracker) -> Context:
 
 
 def line(maps: FakeDatapath, frontend: Frontend, endpoints: tuple[Backend, ...], empty: int) -> str:
-    """10.0.0.1:30080/TCP default/web → 10.244.0.1:80 (guarded, affinity 10800 s)."""
+    """10.0.0.1:30080/TCP default/web → 10.244.0.1:80 (guarded, affinity 10800 s); outside …"""
     element = maps.services[maps.frontends[frontend]]
     words = [word for name, word in WORDS.items() if element.flags & abi.constants()[name]]
     head = f"{frontend} {maps.names[element.owner]} →"
@@ -91,7 +96,29 @@ def line(maps: FakeDatapath, frontend: Frontend, endpoints: tuple[Backend, ...],
         words.append(f"affinity {element.affinity} s")
     what = " ".join(endpoint_text(*backend) for backend in endpoints)
     more = f" ({', '.join(words)})" if words else ""
-    return f"{head} {what or ('refused', 'unreachable')[empty]}{more}"
+    return f"{head} {what or EMPTY[empty]}{more}{outside(maps, element)}"
+
+
+def outside(maps: FakeDatapath, element: Element) -> str:
+    """What clients outside get; "" if they are not served, or just as those inside."""
+    flags = [word for name, word in PACKETS.items() if element.packets & abi.constants()[name]]
+    if not flags:
+        return ""
+    first, count = element.outside
+    slots = [maps.slots[i] for i in range(first, first + count)] if count else []
+    what = " ".join(
+        endpoint_text(*backend) + ("", " here", " elsewhere")[place]
+        for backend, _, _, _, place in slots
+    )
+    if element.outside == (element.first, element.count) and not any(slot[4] for slot in slots):
+        what = "the same"
+    ranges = sorted(maps.ranges.get(maps.frontends[element.frontend], ()))
+    words = flags[1:]
+    if element.packets & abi.constants()["PACKETS_RANGES"]:
+        words.append(f"for {' '.join(map(source_text, ranges)) or 'nobody'}")
+    if what == "the same" and not words:
+        return ""
+    return f"; outside {what or EMPTY[first]}" + (f" ({', '.join(words)})" if words else "")
 
 
 @pytest.mark.parametrize("directory", CASES, ids=lambda path: path.name)

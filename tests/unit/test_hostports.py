@@ -156,3 +156,16 @@ def test_long_names_fit_into_the_maps_and_stay_apart() -> None:
 def test_has_host_ports() -> None:
     assert has_host_ports(a_pod(a_port()))
     assert not has_host_ports(a_pod(a_port(0)))
+
+
+def test_clients_outside_get_a_host_port_as_well_and_the_pod_sees_who_they_are() -> None:
+    flags = FLAGS["PACKETS_OUTSIDE"] | FLAGS["PACKETS_LOCAL"]
+    (entry, *_), _ = host_port_entries(a_pod(a_port()), HERE)
+    assert entry.outside and entry.outside.flags == flags
+    assert entry.outside.endpoints == entry.endpoints
+    assert entry.outside.places == entry.places == (FLAGS["SLOT_HERE"],)
+
+
+def test_a_host_port_at_a_loopback_address_is_for_the_host_itself() -> None:
+    (entry,), _ = host_port_entries(a_pod(a_port(host_ip="127.0.0.1")), HERE)
+    assert entry.outside is None

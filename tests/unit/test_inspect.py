@@ -11,9 +11,11 @@ import pytest
 from pointsman import abi, dump, inspect
 from pointsman.cli import show
 from pointsman.cli.resources import BY_NAME, changes
+from pointsman.maglev import stamp
 from pointsman.pins import Sizes
-from pointsman.plan import Slot
-from pointsman.values import TCP, PortName, to_address
+from pointsman.plan import Run, Slot
+from pointsman.ranges import parse
+from pointsman.values import TCP, Backend, PortName, to_address
 from tests.support.view import (
     HOST_NETNS,
     WEB,
@@ -216,7 +218,8 @@ def test_rows_for_scripts_have_stable_keys() -> None:
     )
     assert " ".join(inspect.plain(inspect.frontends(view())[0])) == (
         "namespace service portName kind frontend address port protocol endpoints open id owner "
-        "algorithm affinitySeconds flags firstSlot whenEmpty consistent"
+        "algorithm affinitySeconds flags firstSlot whenEmpty packets outsideEndpoints "
+        "outsideWhenEmpty tableEntries consistent"
     )
     assert " ".join(inspect.plain(inspect.affinity(sticky(), 0)[0])) == (
         "client netns namespace service port family endpoint state seen timeoutSeconds "
@@ -400,9 +403,9 @@ def test_shared_sets_are_dumped_and_counted_once() -> None:
     assert dump.used(maps, "slots") == 3
 
 
-def test_every_map_of_maps_h_has_a_dump_but_the_one_in_the_sockets() -> None:
-    known = abi.map_specs(Sizes().definitions(), ["HAVE_MPTCP"])
-    assert {name for name in known if name not in dump.DUMPS} == {"datagrams"}
+def test_every_map_of_maps_h_has_a_dump_or_says_why_it_has_none() -> None:
+    known = abi.map_specs(Sizes().definitions(), ["HAVE_MPTCP", "HAVE_PACKETS"])
+    assert {name for name in known if name not in dump.DUMPS} == dump.UNLISTED.keys()
     assert {spec.type for spec in known.values()} <= dump.TYPES.keys()
 
 
@@ -417,3 +420,53 @@ def test_every_map_of_maps_h_has_a_dump_but_the_one_in_the_sockets() -> None:
 def test_fill(row: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
     found = dump.map_row(*row)
     assert (found.used, found.max, found.fill_percent) == expected
+
+
+SOURCE = parse("198.51.100.0/24")
+
+
+def outside_view() -> FakeView:
+    """shop/web for clients of one range, too: one of its two endpoints, from a set of its own."""
+    maps = view()
+    maps.slot[30] = Slot(A, 5, 1, 1, abi.constants()["SLOT_HERE"])
+    flags = sum(abi.constants()[f"PACKETS_{name}"] for name in ("OUTSIDE", "LOCAL", "RANGES"))
+    maps.elements[1] = replace(
+        maps.elements[1], packets=flags, outside=Run(30, 1), table=Run(64, 251)
+    )
+    maps.admitted = {1: frozenset([SOURCE])}
+    maps.stamps = {Run(64, 251): stamp((A,))}
+    return maps
+
+
+def test_what_clients_outside_get_is_dumped() -> None:
+    maps = outside_view()
+    service, other, *_ = dump.DUMPS["services"](maps)
+    assert {key: service[key] for key in list(service)[-6:]} == {
+        "packets": ["outside", "local", "ranges"],
+        "outsideFirstSlot": 30,
+        "outsideCount": 1,
+        "outsideWhenEmpty": None,
+        "tableFirstLine": 64,
+        "tableEntries": 251,
+    }
+    assert [other[key] for key in list(other)[-6:]] == [[], None, None, None, None, None]
+    assert [row["place"] for row in dump.DUMPS["slots"](maps)] == [None, None, None, "here"]
+    assert list(dump.DUMPS["source_ranges"](maps)) == [
+        {"service": 1, "frontend": "10.96.0.1:80/TCP", "range": "198.51.100.0/24"}
+    ]
+
+
+@pytest.mark.parametrize(("members", "state"), [((A,), "current"), ((A, B), "stale")])
+def test_tables_are_dumped_and_counted_in_lines(members: tuple[Backend, ...], state: str) -> None:
+    maps = outside_view()
+    maps.stamps = {Run(64, 251): stamp(members)}
+    (row,) = dump.DUMPS["maglev"](maps)
+    assert (row["firstLine"], row["lines"], row["entries"]) == (64, 8, 251)
+    assert (row["name"], row["endpoints"], row["state"]) == ("shop/web:http", 1, state)
+    assert dump.used(maps, "maglev") == 8
+
+
+def test_frontends_say_what_clients_outside_get() -> None:
+    row = next(row for row in inspect.frontends(outside_view()) if row.packets)
+    assert (row.packets, row.outside_endpoints) == (("outside", "local", "ranges"), 1)
+    assert (row.outside_when_empty, row.table_entries) == ("", 251)

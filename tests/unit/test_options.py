@@ -13,6 +13,7 @@ from pointsman.cli.main import cli
 from pointsman.cli.up import settings_of
 from pointsman.cli.up import up as up_command
 from pointsman.context import Policy
+from pointsman.devices import Packets, Timeouts
 from pointsman.kube.access import Access
 from pointsman.settings import Settings
 
@@ -137,6 +138,43 @@ def test_tcp_connections_to_endpoints_that_left_are_ended_on_demand_only(agent: 
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param([], Packets(("auto",)), id="devices-with-a-default-route"),
+        pytest.param(["--devices", "none"], Packets(), id="none"),
+        pytest.param(["--devices", "none", "--devices", "eth0"], Packets(("eth0",)), id="the-last"),
+        pytest.param(
+            ["--devices", "eth0, bond*", "--pod-devices", "tap*", "--xdp-mode", "native"],
+            Packets(("eth0", "bond*"), ("tap*",), "native"),
+            id="names-and-patterns",
+        ),
+        pytest.param(
+            ["--devices", "eth0", "--dispatch", "dsr", "--snat-ports", "62000-62999"],
+            Packets(("eth0",), dsr=True, snat_ports=(62000, 62999)),
+            id="how-it-is-forwarded",
+        ),
+        pytest.param(
+            ["--devices", "eth0", "--conntrack-tcp-timeout-established", "2h30m",
+             "--conntrack-udp-timeout", "10s", "--conntrack-udp-timeout-stream", "3m"],
+            Packets(("eth0",), timeouts=Timeouts(tcp_open=9000, udp_new=10, udp_open=180)),
+            id="kube-proxy-s-timeouts",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_served_to_clients_outside(
+    agent: Recorder, options: list[str], expected: Packets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POINTSMAN_DEVICES")
+    assert up(*options).exit_code == 0
+    assert agent.settings.packets == expected
+
+
+def test_a_variable_can_keep_devices_from_being_served(agent: Recorder) -> None:
+    assert up(POINTSMAN_DEVICES="none").exit_code == 0
+    assert not agent.settings.packets.wanted
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--node-name", "Worker_1"], "write the one that 'kubectl get nodes' shows"),
@@ -151,6 +189,13 @@ def test_tcp_connections_to_endpoints_that_left_are_ended_on_demand_only(agent: 
         (["--node-port-range", "0-10"], "is no range of ports"),
         (["--node-port-range", "200-100"], "is no range of ports"),
         (["--node-port-range", "1-65536"], "is no range of ports"),
+        (["--snat-ports", "61000"], "write FIRST-LAST, such as 61000-65535"),
+        (["--snat-ports", "80-90"], "take higher ones"),
+        (["--devices", "auto,eth0"], "'auto' stands alone"),
+        (["--devices", "none,eth0"], "'none' stands alone"),
+        (["--devices", "eth 0"], "is no name of a device"),
+        (["--conntrack-udp-timeout", "soon"], "write one such as 30s or 24h"),
+        (["--conntrack-udp-timeout", "0s"], "write 1s to 240h"),
         (["--external-ips", "some"], "'some' is not one of 'all', 'local', 'none'"),
         (["--kubeconfig", "/k"], "--kubeconfig is of use with --kubernetes only"),
         (["--api-server", "https://192.0.2.1"], "--api-server is of use with --kubernetes only"),

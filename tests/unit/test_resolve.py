@@ -6,6 +6,7 @@ import pytest
 
 from pointsman import abi
 from pointsman.context import Context, Policy
+from pointsman.endpointsets import EMPTY_UNREACHABLE
 from pointsman.objects import (
     ClientIPConfig,
     Endpoint,
@@ -23,7 +24,6 @@ from pointsman.objects import (
 )
 from pointsman.resolve import (
     EMPTY_REFUSE,
-    EMPTY_UNREACHABLE,
     affinity_seconds,
     is_balanced,
     local_vips,
@@ -394,3 +394,120 @@ def test_equal_input_gives_equal_entries() -> None:
     service = a_service(type="NodePort", cluster_ips=DUAL, **EXTERNAL)
     again = resolve(service, (a_slice(THERE, HERE),), HERE_IS_A)
     assert resolve(service, (a_slice(HERE, THERE),), HERE_IS_A) == again
+
+
+OUTSIDE, LOCALLY, RANGES = (FLAGS[f"PACKETS_{n}"] for n in ("OUTSIDE", "LOCAL", "RANGES"))
+ON_THIS, ELSEWHERE = FLAGS["SLOT_HERE"], FLAGS["SLOT_ELSEWHERE"]
+BOTH = (HERE, THERE)
+
+
+def served_outside(entries: dict[str, Entry]) -> dict[str, tuple[int, int, int]]:
+    """Of each frontend that clients outside get: flags, endpoints, what an empty set answers."""
+    return {
+        name: (entry.outside.flags, len(entry.outside.endpoints), entry.outside.empty)
+        for name, entry in entries.items()
+        if entry.outside
+    }
+
+
+@pytest.mark.parametrize(
+    ("service", "endpoints", "expected"),
+    [
+        pytest.param(a_service(), BOTH, {}, id="a-cluster-ip-is-for-those-inside"),
+        pytest.param(
+            a_service(**NODE_PORT),
+            BOTH,
+            {"0.0.0.0:30080/TCP": (OUTSIDE, 2, EMPTY_REFUSE)},
+            id="a-node-port",
+        ),
+        pytest.param(
+            a_service(**EXTERNAL, **LOCAL),
+            BOTH,
+            {
+                "203.0.113.1:80/TCP": (OUTSIDE | LOCALLY, 1, EMPTY_UNREACHABLE),
+                "198.51.100.1:80/TCP": (OUTSIDE | LOCALLY, 1, EMPTY_UNREACHABLE),
+            },
+            id="external-ips-under-the-local-policy",
+        ),
+        pytest.param(
+            a_service(**NODE_PORT, **LOCAL),
+            (THERE,),
+            {"0.0.0.0:30080/TCP": (OUTSIDE | LOCALLY, 0, EMPTY_UNREACHABLE)},
+            id="no-local-endpoint-drops",
+        ),
+        pytest.param(
+            a_service(**NODE_PORT, **LOCAL),
+            (),
+            {"0.0.0.0:30080/TCP": (OUTSIDE | LOCALLY, 0, EMPTY_REFUSE)},
+            id="no-endpoint-at-all-refuses",
+        ),
+        pytest.param(
+            a_service(**NODE_PORT, internal_traffic_policy="Local"),
+            BOTH,
+            {"0.0.0.0:30080/TCP": (OUTSIDE, 2, EMPTY_REFUSE)},
+            id="the-internal-policy-is-not-for-them",
+        ),
+        pytest.param(
+            a_service(
+                type="LoadBalancer",
+                ingress=(VIP,),
+                load_balancer_source_ranges=("192.0.2.0/24",),
+                external_ips=("203.0.113.1",),
+            ),
+            BOTH,
+            {
+                "203.0.113.1:80/TCP": (OUTSIDE, 2, EMPTY_REFUSE),
+                "203.0.113.9:80/TCP": (OUTSIDE | RANGES, 2, EMPTY_REFUSE),
+                "0.0.0.0:30080/TCP": (OUTSIDE, 2, EMPTY_REFUSE),
+            },
+            id="ranges-are-for-the-load-balancer-s-address",
+        ),
+        pytest.param(
+            a_service(
+                type="LoadBalancer",
+                ingress=(VIP,),
+                load_balancer_source_ranges=("192.0.2.0/24",),
+                external_ips=(VIP.ip,),
+                ports=(ServicePort(port=80),),
+            ),
+            BOTH,
+            {"203.0.113.9:80/TCP": (OUTSIDE | RANGES, 2, EMPTY_REFUSE)},
+            id="also-if-it-is-an-external-ip-as-well",
+        ),
+        pytest.param(
+            a_service(type="LoadBalancer", ingress=(MAPPED,), ports=(ServicePort(port=80),)),
+            BOTH,
+            {},
+            id="not-what-the-load-balancer-itself-answers",
+        ),
+    ],
+)
+def test_what_clients_outside_get(
+    service: Service, endpoints: tuple[Endpoint, ...], expected: dict[str, tuple[int, int, int]]
+) -> None:
+    assert served_outside(of(service, a_slice(*endpoints))) == expected
+
+
+def test_where_endpoints_are_is_asked_only_for_what_clients_outside_get() -> None:
+    exposed = of(a_service(**NODE_PORT), a_slice(*BOTH)).values()
+    real = [entry for entry in exposed if not entry.frontend.wildcard]
+    assert {entry.places for entry in real} == {(ON_THIS, ELSEWHERE)}
+    assert {entry.places for entry in of(a_service(), a_slice(*BOTH)).values()} == {()}
+    # A port that has nothing but the ClusterIP, although the Service is of type NodePort.
+    only = of(a_service(**NODE_PORT, ports=(ServicePort(port=80),)), a_slice(*BOTH)).values()
+    assert {entry.places for entry in only} == {()}
+
+
+def test_endpoints_that_are_nowhere_have_no_places() -> None:
+    nowhere = Endpoint(addresses=("192.0.2.9",))
+    entries = of(a_service(**NODE_PORT), a_slice(nowhere))
+    assert {entry.places for entry in entries.values()} == {()}
+
+
+def test_a_range_that_cannot_be_read_lets_nobody_in_and_is_said() -> None:
+    service = a_service(
+        type="LoadBalancer", ingress=(VIP,), load_balancer_source_ranges=("192.0.2.0/33",)
+    )
+    outside = of(service)["203.0.113.9:80/TCP"].outside
+    assert outside and outside.flags & RANGES and not outside.sources
+    assert said(service) == ["spec.loadBalancerSourceRanges[0]"]

@@ -92,6 +92,7 @@ def test_the_report_for_scripts_has_stable_keys() -> None:
     assert keys == {
         "agent": "running pid reporting version started uptimeSeconds stopped failed",
         "datapath": "generation cgroup links hooks mappedBytes",
+        "devices": "wanted error items links",
         "sync": "attached time agoSeconds seconds services syncs failures problems error",
         "source": "kind path server reachable since error listed objects balanced",
         "dns": "enabled listen upstreams clusterIPs queries forwarded",
@@ -103,8 +104,8 @@ def test_the_report_for_scripts_has_stable_keys() -> None:
         "optedOut": "pods namespaces waiting",
     }
     assert " ".join(found) == (
-        "healthy reasons warnings agent node policy datapath maps sync source dns counters "
-        "noLocalEndpoints stale optedOut problems"
+        "healthy reasons warnings agent node policy datapath devices packets maps sync source "
+        "dns counters noLocalEndpoints stale optedOut problems"
     )
     assert found["agent"]["uptimeSeconds"] == 60.0
     assert found["datapath"]["cgroup"] == {"id": 77, "path": "/cg", "configured": None}
@@ -187,7 +188,7 @@ def test_kernels_that_overwrite_the_address_of_a_mount_are_warned_of(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["explain", "10.96.0.1:80", "--from", "node"], "is not one of"),
+        (["explain", "10.96.0.1:80", "--from", "node"], "neither 'host' nor 'pod'"),
         (["get", "pods"], "is not one of: services (service, svc)"),
         (["get"], "Missing argument 'RESOURCE'"),
         (["get", "svc", "-o", "xml"], "is not one of"),

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,16 @@ FACTS = Facts(
     problems={"error": 1, "warning": 2},
     dns_queries={"NOERROR": 100},
     dns={"forwarded": 8, "upstream_errors": 1, "dropped": 2, "errors": 0},
+    packets={
+        "rounds": 12,
+        "expired": 34,
+        "entries": {"open": 6, "new": 2},
+        "room": {"open": 4096, "new": 1024},
+        "seconds": 0.5,
+        "cpuSeconds": 0.25,
+        "nat": {"available": 4536, "used": 30, "most": 20},
+        "counters": {"packet_here": 7, "drop_no_port": 3, "flow_begun": 1},
+    },
 )
 
 
@@ -215,3 +226,20 @@ def test_prometheus_client_is_not_imported_before_somebody_scrapes() -> None:
         "sys.exit('prometheus_client' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_packets_are_counted_by_verdict_and_drops_by_reason() -> None:
+    found = samples()
+    assert found['pointsman_packets_total{verdict="packet_here"}'] == 7
+    assert found['pointsman_packet_drops_total{reason="no_port"}'] == 3
+    assert 'pointsman_packets_total{verdict="drop_no_port"}' not in found
+    # Two entries are one flow.
+    assert found['pointsman_flows{state="open"}'] == 3
+    assert found["pointsman_nat_ports_used_max"] == 20
+
+
+def test_an_agent_without_devices_shows_nothing_of_packets() -> None:
+    telemetry = a_telemetry()
+    telemetry.facts(replace(FACTS, packets={}))
+    shown = "".join(samples(telemetry))
+    assert not re.search("pointsman_(packet|flows|sweep|nat)", shown)

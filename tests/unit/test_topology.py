@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman import abi
 from pointsman.context import Context
 from pointsman.objects import EndpointSlice
-from pointsman.topology import Choice, categorize, serving
+from pointsman.topology import Choice, categorize, places, serving
 from pointsman.values import Backend, to_address
 
 HERE = Context(node_name="n1", zone="z1")
@@ -393,3 +394,39 @@ def test_the_order_of_slices_and_endpoints_says_nothing(
         random.shuffle(part)
     random.shuffle(parts)
     assert choose(*map(slice_, parts), context=context) == before
+
+
+ON_THIS, ELSEWHERE = abi.constants()["SLOT_HERE"], abi.constants()["SLOT_ELSEWHERE"]
+
+
+def where(*slices: EndpointSlice, context: Context = HERE) -> dict[int, int]:
+    found = places(slices, "IPv4", "", "TCP", context)
+    return {address[-1]: place for (address, _), place in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "context", "expected"),
+    [
+        pytest.param(
+            [endpoint(1, node="n1"), endpoint(2)],
+            HERE,
+            {1: ON_THIS, 2: ELSEWHERE},
+            id="by-the-name-of-the-node",
+        ),
+        pytest.param([endpoint(1, node="")], HERE, {}, id="without-a-node-the-route-tells"),
+        pytest.param(
+            [endpoint(1, GONE, node="n1")], HERE, {1: ON_THIS}, id="in-whatever-condition"
+        ),
+        pytest.param([endpoint(1)], Context(), {}, id="unknown-to-a-node-without-a-name"),
+    ],
+)
+def test_where_endpoints_are(
+    endpoints: list[Any], context: Context, expected: dict[int, int]
+) -> None:
+    assert where(slice_(endpoints), context=context) == expected
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_endpoint_in_two_slices_is_here_if_one_of_them_says_so(first: int) -> None:
+    both = [slice_([endpoint(1, node="n1")]), slice_([endpoint(1)])]
+    assert where(both[first], both[1 - first]) == {1: ON_THIS}

@@ -11,8 +11,10 @@ import pytest
 from pointsman import desired
 from pointsman.context import Context
 from pointsman.hooks import Link
-from pointsman.plan import Element, Slot
-from pointsman.values import Entry, PortName
+from pointsman.maglev import stamp
+from pointsman.plan import Element, Run, Slot
+from pointsman.ranges import Source, parse
+from pointsman.values import Entry, Outside, PortName
 from pointsman.verify import Difference, compare, link_differences
 from tests.support.view import (
     DNS,
@@ -127,6 +129,67 @@ def test_hostports_and_nodes_are_compared_as_services_are() -> None:
         Difference("frontend-missing", "192.0.2.2:*", "missing, node/n1 defines it"),
         Difference("frontend-extra", "192.0.2.3:*", "extra, held for node/n1; nothing defines it"),
     ]
+
+
+VIP, OWNER = frontend("203.0.113.9", 80), PortName("shop", "api", "")
+OUTSIDE, LOCAL, RANGES = (FLAGS[f"PACKETS_{n}"] for n in ("OUTSIDE", "LOCAL", "RANGES"))
+SOURCE = parse("198.51.100.0/24")
+PLACES = (FLAGS["SLOT_HERE"], FLAGS["SLOT_ELSEWHERE"])
+
+
+def outside_view(**element: Any) -> FakeView:
+    """A load balancer's address for clients of one range, with two endpoints and a table."""
+    maps = FakeView(
+        owners={1: OWNER},
+        slot={10: Slot(A, 5, 1, 1, PLACES[0]), 11: Slot(B, 6, 1, 1, PLACES[1])},
+        loads={5: (1, 0), 6: (1, 0)},
+        admitted={1: frozenset([SOURCE])},
+        stamps={Run(32, 251): stamp((A, B))},
+    )
+    maps.add(VIP, 1, 10, 2)
+    known = {"packets": OUTSIDE | RANGES, "outside": Run(10, 2), "table": Run(32, 251)}
+    return changed(maps, **{**known, **element})
+
+
+def ranged(maps: FakeView, *sources: Source) -> FakeView:
+    maps.admitted[1] = frozenset(sources)
+    return maps
+
+
+BOTH = Outside((A, B), PLACES, 0, OUTSIDE | RANGES, (SOURCE,))
+NONE_HERE = Outside((), (), 1, OUTSIDE | RANGES, (SOURCE,))
+
+
+@pytest.mark.parametrize(
+    ("maps", "outside", "expected"),
+    [
+        pytest.param(outside_view(), BOTH, [], id="equal"),
+        pytest.param(outside_view(packets=OUTSIDE | LOCAL | RANGES), BOTH, ["packets"],
+                     id="a-flag-too-many"),
+        pytest.param(outside_view(table=Run(0, 0)), BOTH, [], id="no-table-is-no-fault"),
+        pytest.param(outside_view(outside=Run(10, 1)), BOTH, ["outside-endpoint-missing", "table"],
+                     id="an-endpoint-that-never-came"),
+        pytest.param(outside_view(), replace(BOTH, endpoints=(A,), places=PLACES[:1]),
+                     ["outside-endpoint-extra"], id="an-endpoint-that-left"),
+        pytest.param(outside_view(), replace(BOTH, places=PLACES[::-1]), ["place"] * 2,
+                     id="endpoints-that-moved"),
+        pytest.param(outside_view(outside=Run(0, 0), table=Run(0, 0)), NONE_HERE,
+                     ["outside-empty"], id="the-wrong-answer-of-an-empty-set"),
+        pytest.param(ranged(outside_view()), BOTH, ["range-missing"], id="a-range-is-missing"),
+        pytest.param(ranged(outside_view(), SOURCE, parse("192.0.2.0/24")), BOTH, ["range-extra"],
+                     id="a-range-nobody-wrote"),
+        pytest.param(outside_view(), None,
+                     ["outside-endpoint-extra"] * 2 + ["packets", "range-extra"],
+                     id="not-to-be-served-at-all"),
+        pytest.param(outside_view(outside=Run(11, 2), table=Run(0, 0)), BOTH,
+                     ["outside-endpoint-missing", "set"], id="a-set-beyond-the-map"),
+    ],
+)  # fmt: skip
+def test_verify_names_every_difference_for_clients_outside(
+    maps: FakeView, outside: Outside | None, expected: list[str]
+) -> None:
+    entry = Entry(VIP, OWNER, (A, B), places=PLACES, outside=outside)
+    assert sorted(difference.kind for difference in compare([entry], maps)) == expected
 
 
 def link(hook: str = "connect4", **values: Any) -> Link:

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from pointsman import desired, netlink, state
-from pointsman.cli import maps, options, policies, show
+from pointsman.cli import maps, options, packetstatus, policies, show
 from pointsman.context import Context, Policy
 from pointsman.health import report
 from pointsman.inspect import plain
@@ -66,6 +66,10 @@ def _status_lines(found: dict[str, Any], cells: list[tuple[Any, ...]]) -> Iterat
     yield from _pairs(_policy(found["policy"]))
     yield "Data path"
     yield from _pairs(_datapath(found["datapath"]))
+    yield "Devices"
+    yield from _devices(found["devices"])
+    yield "Packets"
+    yield from _pairs(packetstatus.pairs(found["packets"]))
     yield "Maps"
     yield from show.table(maps.HEADERS, cells, indent="  ")
     yield f"  mapped by the agent: {show.bytes_text(found['datapath']['mappedBytes'])}"
@@ -147,6 +151,28 @@ def _datapath(datapath: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "cgroup", None
     yield "links", f"{links['attached']} of {links['total']} attached"
     yield from ((hook["hook"], hook["message"]) for hook in datapath["hooks"] if not hook["ok"])
+
+
+_DEVICE_HEADERS = ("NAME", "ROLE", "XDP", "TC", "VLAN", "ADDRESSES", "PROBLEMS")
+
+
+def _devices(devices: dict[str, Any]) -> Iterator[str]:
+    if not devices["items"]:
+        yield f"  none{': ' + devices['error'] if devices['error'] else ''}"
+        return
+    rows = [
+        (
+            row["name"],
+            row["role"],
+            row["xdp"],
+            row["tc"],
+            row["vlan"] or None,
+            ", ".join(row["addresses"] or ()) or None,
+            "; ".join(row["problems"] or ()) or None,
+        )
+        for row in devices["items"]
+    ]
+    yield from show.table(_DEVICE_HEADERS, rows, indent="  ")
 
 
 def _sync(sync: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -10,16 +10,18 @@ from typing import Any
 import click
 
 from pointsman import explain as explaining
-from pointsman.cli import names, options, show
+from pointsman.cli import flows, names, options, show
 from pointsman.cli.resources import Resource, changes
 from pointsman.errors import NotFound
+from pointsman.explainpackets import Client, PacketExplanation, explain_packet, parse_client
 from pointsman.inspect import plain
+from pointsman.packetmaps import PacketMaps, now
 from pointsman.pins import Pins
-from pointsman.values import Frontend
+from pointsman.values import Address, Frontend
 
 
 @click.command()
-@names.resource("services", "endpoints", "frontends", "affinity")
+@names.resource("services", "endpoints", "frontends", "affinity", "conntrack", "nat")
 @click.argument("name", required=False)
 @names.namespace
 @click.option("-A", "--all-namespaces", is_flag=True, help="All namespaces, as without -n.")
@@ -32,6 +34,13 @@ from pointsman.values import Frontend
     show_default=True,
     help="Seconds between two looks of --watch.",
 )
+@click.option("--service", metavar="NS/NAME", help="Flows of this Service, as NAME is.")
+@click.option(
+    "--client",
+    metavar="ADDRESS",
+    callback=flows.client_address,
+    help="Flows of this client.",
+)
 @options.bpffs
 @show.reading
 def get(
@@ -42,9 +51,11 @@ def get(
     form: str,
     watch: bool,
     interval: float,
+    service: str | None,
+    client: Address | None,
     bpffs: Path,
 ) -> None:
-    """Show services, endpoints, frontends or affinity as the kernel's maps hold them.
+    """Show services, endpoints, frontends, affinity or flows as the kernel's maps hold them.
 
     NAME is a Service's. OPEN counts the connections that are open now. With --watch, JSON is one
     line for each change: {"type": "ADDED|MODIFIED|DELETED", "object": {...}}.
@@ -54,6 +65,10 @@ def get(
     where NodePorts answer. 'affinity' has the endpoint that each client keeps; a client is a
     network namespace, by its cookie.
 
+    'conntrack' has the flows of clients outside that are remembered, 'nat' those that use a port of
+    this node, with how many ports each endpoint has left. Both are printed as they are read: in
+    order as long as they are few.
+
     \b
     Examples:
         pointsman get services
@@ -61,11 +76,22 @@ def get(
         pointsman get endpoints web-server-service -n kube-system --watch
         pointsman get frontends -o json | jq '.items[].frontend'
         pointsman get affinity web -n shop
+        pointsman get conntrack --service shop/web --client 198.51.100.7
+        pointsman get nat -o json | jq '.ports'
     """
     if all_namespaces and namespace:
         raise click.UsageError("-A and -n exclude each other")
-    if name is not None:
-        namespace, name = names.split(name, namespace)
+    if service is not None and name is not None:
+        raise click.UsageError("--service and NAME say the same: leave one out")
+    if not resource.flows and (service is not None or client is not None):
+        raise click.UsageError(f"--service and --client choose flows: {resource.name} has none")
+    if name is not None or service is not None:
+        namespace, name = names.split(name or service or "", namespace)
+    if resource.flows:
+        if watch:
+            raise click.UsageError(f"{resource.name} can't be watched; see 'pointsman trace'")
+        flows.print_flows(bpffs, resource, namespace, name, client, form)
+        return
     rows = _rows(bpffs, resource, namespace, name)
     if name is not None and not rows and not watch and not _known(bpffs, namespace, name):
         where = f" in namespace {namespace}" if namespace else ""
@@ -139,25 +165,39 @@ def _destination(_context: click.Context, _param: click.Parameter, value: str) -
         raise click.BadParameter(str(error)) from None
 
 
+def _client(_context: click.Context, _param: click.Parameter, value: str) -> str | Client:
+    if value in (explaining.HOST, explaining.ELSEWHERE):
+        return value
+    try:
+        return parse_client(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, and neither 'host' nor 'pod'") from None
+
+
 @click.command()
 @click.argument("destination", callback=_destination, metavar="ADDRESS:PORT[/udp]")
 @click.option(
     "--from",
     "client",
-    type=click.Choice((explaining.HOST, explaining.ELSEWHERE)),
+    callback=_client,
     default=explaining.HOST,
     show_default=True,
-    help="Who connects: a process in the host's network namespace, or one in a pod's.",
+    metavar="host|pod|ADDRESS[:PORT]",
+    help="Who connects: a process in the host's network namespace, one in a pod's, or a client "
+    "outside of the cluster by its address.",
 )
 @show.output("table", "json", "yaml")
 @options.bpffs
 @show.reading
-def explain(destination: Frontend, client: str, form: str, bpffs: Path) -> None:
+def explain(destination: Frontend, client: str | Client, form: str, bpffs: Path) -> None:
     """Say which endpoints a connection to an address could get, and why.
 
     Walks the maps as the programs do on connect() and on an unconnected socket's sendmsg(). Who
     connects matters at loopback addresses and with session affinity. The exit code is 0 whatever
     they answer.
+
+    With an address in --from it walks as the programs on the node's devices do with a packet from
+    there; with a port as well, it says which endpoint that very flow gets.
 
     \b
     Examples:
@@ -165,12 +205,32 @@ def explain(destination: Frontend, client: str, form: str, bpffs: Path) -> None:
         pointsman explain 10.96.0.10:53/udp
         pointsman explain 192.0.2.7:30080
         pointsman explain 127.0.0.1:30080 --from pod
+        pointsman explain 192.0.2.7:30080 --from 198.51.100.9:40000
         pointsman explain '[fd00::a]:443' -o json
     """
+    if isinstance(client, Client):
+        _explain_packet(destination, client, form, bpffs)
+        return
     with show.opened(bpffs) as view:
         found = explaining.explain(view, destination, client, time.monotonic_ns())
     if any(link.program is None or not link.cgroup for link in Pins(bpffs).links()):
         show.note("note: not every hook is attached, see 'pointsman status'")
+    _print_explanation(found, form)
+
+
+def _explain_packet(destination: Frontend, client: Client, form: str, bpffs: Path) -> None:
+    with show.opened(bpffs) as view:
+        packets = PacketMaps(view.directory)
+        try:
+            found = explain_packet(view, packets, destination, client, now())
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        finally:
+            packets.close()
+    _print_explanation(found, form)
+
+
+def _print_explanation(found: explaining.Explanation | PacketExplanation, form: str) -> None:
     if form != "table":
         click.echo(show.structured(plain(found), form))
         return

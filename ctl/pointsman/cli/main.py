@@ -14,6 +14,7 @@ from pointsman.cli.health import status, verify
 from pointsman.cli.look import explain, get
 from pointsman.cli.maps import map_group
 from pointsman.cli.run import load, unload
+from pointsman.cli.trace import trace
 from pointsman.cli.up import up
 from pointsman.dnslisten import DnsListenError
 from pointsman.errors import PointsmanError
@@ -43,7 +44,8 @@ def cli() -> None:
     """
 
 
-for command in (up, load, unload, status, get, describe, explain, verify, map_group, config):
+_COMMANDS = (up, load, unload, status, get, describe, explain, trace, verify, map_group, config)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

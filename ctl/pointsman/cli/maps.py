@@ -87,7 +87,7 @@ def map_dump(name: str, form: str, bpffs: Path) -> None:
             raise NotFound(f"no map {name!r}; there are {known}")
         rows = list(dump.DUMPS[name](view)) if name in dump.DUMPS else None
     if rows is None:
-        show.note(f"{name} can't be listed: what it holds is stored in the sockets themselves")
+        show.note(f"{name} can't be listed: {dump.UNLISTED.get(name, 'its layout is not known')}")
     if form != "table":
         click.echo(show.structured({"kind": "MapDump", "map": name, "items": rows or []}, form))
     elif rows:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from pointsman.pins import Sizes
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -35,20 +37,33 @@ def run_dir(command: _Command) -> _Command:
 
 
 def sizes(command: _Command) -> _Command:
-    """--max-services, --max-slots, --max-endpoints as ints of those names."""
+    """--max-services and its like as ints of those names."""
     for name, default, text in (
+        ("maglev-lines", 32768, "Lines of Maglev tables, 64 bytes each; ten endpoints take 32."),
+        ("flows", 262144, "Halves of connections from outside: each takes two."),
         ("endpoints", 65536, "Endpoints of all Services together."),
         ("slots", 131072, "Slots: the sum of all sets of endpoints, twice during a change."),
         ("services", 65536, "Frontends: a VIP takes one for each port and one more."),
     ):
         command = click.option(
             f"--max-{name}",
-            type=click.IntRange(16, 1 << 20),
+            type=click.IntRange(16, 1 << (24 if name == "flows" else 20)),
             default=default,
             show_default=True,
             help=text,
         )(command)
     return command
+
+
+def sizes_of(params: Mapping[str, Any]) -> Sizes:
+    """What the options of `sizes` say."""
+    return Sizes(
+        services=params["max_services"],
+        slots=params["max_slots"],
+        endpoints=params["max_endpoints"],
+        lines=params["max_maglev_lines"],
+        flows=params["max_flows"],
+    )
 
 
 def address(text: str, default_port: int) -> tuple[str, int]:

@@ -63,12 +63,16 @@ def _cidr(text: str) -> str:
 
 
 def _port_range(_context: click.Context, _param: click.Parameter, value: str) -> tuple[int, int]:
+    return port_range(value, "30000-32767, the API server's --service-node-port-range")
+
+
+def port_range(value: str, example: str) -> tuple[int, int]:
+    """FIRST-LAST as two numbers. Raises click.BadParameter."""
     match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", value.strip())
     first, last = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= first <= last <= 65535:
         raise click.BadParameter(
-            f"{value!r} is no range of ports; write FIRST-LAST, such as 30000-32767, "
-            "the API server's --service-node-port-range"
+            f"{value!r} is no range of ports; write FIRST-LAST, such as {example}"
         )
     return first, last
 

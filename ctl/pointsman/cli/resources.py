@@ -9,9 +9,10 @@ from typing import Any
 
 from pointsman import inspect
 from pointsman.cli.show import duration_text
+from pointsman.flowrows import FlowRow
 from pointsman.inspect import AffinityRow, EndpointRow, FrontendRow, Reader, ServiceRow
 
-Row = Any  # one of the rows of pointsman.inspect
+Row = Any  # one of the rows of pointsman.inspect, or a FlowRow
 Column = tuple[str, Callable[[Row], Any]]
 
 
@@ -26,6 +27,8 @@ class Resource:
     key: Callable[[Row], tuple[Any, ...]]
     columns: tuple[Column, ...]
     wide: tuple[Column, ...]
+    #: Too many to hold, so cli/flows.py prints them as they are read, and `rows` has none.
+    flows: bool = False
 
     def select(self, reader: Reader, namespace: str | None, name: str | None) -> list[Row]:
         """The rows of one namespace and one Service, or of all."""
@@ -47,6 +50,14 @@ def _slots(row: FrontendRow) -> str:
     return f"{row.first_slot}-{row.first_slot + row.endpoints - 1}" if row.endpoints else ""
 
 
+def _outside(row: FrontendRow) -> str:
+    """How many endpoints clients outside get, and under which conditions."""
+    if not row.packets:
+        return ""
+    found = str(row.outside_endpoints) if row.outside_endpoints else row.outside_when_empty
+    return ",".join((found, *(word for word in row.packets if word != "outside")))
+
+
 def _left(row: AffinityRow) -> str:
     """What is left of the timeout, or why the next connection chooses anew."""
     if row.state == "valid":
@@ -54,7 +65,21 @@ def _left(row: AffinityRow) -> str:
     return "<expired>" if row.state == "expired" else "<endpoint left>"
 
 
+def _halves(row: FlowRow) -> str:
+    """A flow of which one half is missing is served in one direction only, if at all."""
+    return row.state if row.halves == "both" else f"{row.state} ({row.halves} only)"
+
+
+def _flow_key(row: FlowRow) -> tuple[Any, ...]:
+    return (row.namespace, row.service, row.port, row.client, row.vip, row.protocol)
+
+
 _NAMESPACE: Column = ("NAMESPACE", lambda row: row.namespace)
+_SERVICE_PORT: Column = ("SERVICE", lambda row: row.full_name)
+_PROTOCOL: Column = ("PROTOCOL", lambda row: row.protocol)
+_STATE: Column = ("STATE", _halves)
+_IDLE: Column = ("IDLE", lambda row: duration_text(row.idle_seconds))
+_EXPIRES: Column = ("EXPIRES", lambda row: duration_text(row.expires_seconds))
 
 RESOURCES = (
     Resource(
@@ -120,6 +145,8 @@ RESOURCES = (
             ("ID", lambda row: row.id),
             ("OWNER", lambda row: row.owner),
             ("SLOTS", _slots),
+            ("OUTSIDE", _outside),
+            ("TABLE", lambda row: row.table_entries or ""),
             ("CONSISTENT", lambda row: row.consistent),
         ),
     ),
@@ -143,6 +170,43 @@ RESOURCES = (
             ("TIMEOUT", lambda row: f"{row.timeout_seconds}s"),
             ("NETNS", lambda row: row.netns),
         ),
+    ),
+    Resource(
+        name="conntrack",
+        kind="FlowList",
+        aliases=("ct", "flows"),
+        rows=lambda reader: (),
+        key=_flow_key,
+        columns=(
+            _SERVICE_PORT,
+            _PROTOCOL,
+            ("CLIENT", lambda row: row.client),
+            ("VIP", lambda row: row.vip),
+            ("ENDPOINT", lambda row: row.endpoint),
+            ("PATH", lambda row: row.path),
+            _STATE,
+            _IDLE,
+            _EXPIRES,
+        ),
+        wide=(("NODE", lambda row: row.node),),
+        flows=True,
+    ),
+    Resource(
+        name="nat",
+        kind="NatList",
+        aliases=("snat",),
+        rows=lambda reader: (),
+        key=lambda row: (row.node, row.endpoint, row.protocol, row.client),
+        columns=(
+            ("NODE", lambda row: row.node),
+            ("ENDPOINT", lambda row: row.endpoint),
+            _PROTOCOL,
+            ("CLIENT", lambda row: row.client),
+            _SERVICE_PORT,
+            _STATE,
+        ),
+        wide=(("VIP", lambda row: row.vip), _IDLE, _EXPIRES),
+        flows=True,
     ),
 )
 

@@ -7,16 +7,17 @@ from pathlib import Path
 import click
 
 from pointsman import host, portranges, state
-from pointsman.cli import options
+from pointsman.cli import options, packets
 from pointsman.errors import PointsmanError
-from pointsman.pins import Pins, Sizes
+from pointsman.pins import Pins
 
 
 @click.command()
 @options.sizes
+@packets.devices
 @options.bpffs
 @options.run_dir
-def load(max_services: int, max_slots: int, max_endpoints: int, bpffs: Path, run_dir: Path) -> None:
+def load(devices: tuple[str, ...], bpffs: Path, run_dir: Path, **sizes: int) -> None:
     """Compile and pin programs and maps, so that 'up' starts at once. Attaches nothing.
 
     \b
@@ -27,11 +28,14 @@ def load(max_services: int, max_slots: int, max_endpoints: int, bpffs: Path, run
     lock = state.Lock(run_dir)
     try:
         host.mount_bpffs(bpffs)
-        loaded = Pins(bpffs, Sizes(max_services, max_slots, max_endpoints)).load()
+        pins = Pins(bpffs, options.sizes_of(sizes))
+        loaded = pins.load(packets=bool(devices))
     finally:
         lock.release()
     how = "compiled and pinned" if loaded.compiled else "already pinned"
     click.echo(f"generation {loaded.generation.name}: {how} under {bpffs}")
+    if loaded.packets_error:
+        click.echo(f"without the programs for packets: {loaded.packets_error}", err=True)
     if loaded.previous:
         click.echo(f"generation {loaded.previous.name} still runs; 'pointsman up' flips to the new")
 

@@ -16,14 +16,13 @@ import click
 
 from pointsman import host, state
 from pointsman.agent import Agent, Listener, Source
-from pointsman.cli import cluster, configure, options, policies
+from pointsman.cli import cluster, configure, options, packets, policies
 from pointsman.config.reload import apply
 from pointsman.config.watch import ConfigWatch
 from pointsman.dnsupstream import upstreams_from_resolv_conf
 from pointsman.errors import PointsmanError
 from pointsman.events import Problem
 from pointsman.manifests import ManifestSource
-from pointsman.pins import Sizes
 from pointsman.settings import Reconfigured, Settings
 from pointsman.telemetry import Telemetry
 from pointsman.zone import Zone
@@ -109,6 +108,7 @@ def _domain(_context: click.Context, _param: click.Parameter, value: str) -> str
 )
 @policies.node_name
 @_each(policies.OPTIONS)
+@_each(packets.OPTIONS)
 @_each(cluster.OPTIONS)
 @click.option(
     "--end-stale-tcp",
@@ -265,6 +265,7 @@ def settings_of(
         service_cidrs=cidrs,
         node_name=params["node_name"],
         policy=policies.take(params),
+        packets=packets.take(params),
         api=api,
         healthz=healthz,
         metrics=metrics,
@@ -272,11 +273,7 @@ def settings_of(
         domain=params["domain"],
         dns_listen=dns or (),
         dns_upstreams=upstreams,
-        sizes=Sizes(
-            services=params["max_services"],
-            slots=params["max_slots"],
-            endpoints=params["max_endpoints"],
-        ),
+        sizes=options.sizes_of(params),
     )
 
 

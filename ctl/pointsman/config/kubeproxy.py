@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from pointsman.config.configuration import BadConfiguration, Configuration, Note
-from pointsman.config.kubeproxyfields import FIELDS, IPTABLES, IPVS, NFTABLES, Field, Lacks, Same
+from pointsman.config.kubeproxyfields import (
+    FIELDS,
+    IPTABLES,
+    IPVS,
+    NFTABLES,
+    Field,
+    Lacks,
+    Same,
+    Sets,
+)
 from pointsman.config.typed import flatten
 from pointsman.events import Problem
 from pointsman.names import show
@@ -24,6 +33,12 @@ _TYPES = {"kind": str, "apiVersion": str} | {field.path: field.type for field in
 #: Words in nodePortAddresses since Kubernetes 1.37; "primary" is older.
 _WORDS = {"all": ("0.0.0.0/0", "::/0"), "localhost": ("127.0.0.0/8", "::1/128")}
 _PRIMARY = "primary"
+#: For connections from outside: those between sockets of this node need no conntrack.
+_TIMEOUTS = tuple(
+    (field.path, field.effect.option)
+    for field in FIELDS
+    if isinstance(field.effect, Sets) and field.path.startswith("conntrack.")
+)
 #: Kubernetes' convention for the levels of klog: from here on they are for debugging.
 _DEBUG = 4
 
@@ -54,6 +69,9 @@ def read(document: Mapping[str, object]) -> Configuration:
             notes.append(told)
     options, fields = _options(values, mode)
     texts = values.get("nodePortAddresses", [])
+    for path, option in _TIMEOUTS:
+        if (limit := values.get(path)) and limit > 0:  # else it is left as it is
+            options[option], fields[option] = f"{round(limit) or 1}s", path
     addresses, more = _node_port_addresses(texts, mode)
     if addresses:
         options["nodeport_addresses"] = addresses

@@ -146,20 +146,19 @@ FIELDS = (
     Field(
         "conntrack.tcpEstablishedTimeout",
         Duration,
-        _sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", 86400),
+        Sets("conntrack_tcp_timeout_established"),
     ),
     Field(
         "conntrack.tcpCloseWaitTimeout",
         Duration,
-        _sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", 3600),
+        Lacks(
+            "a connection that one end has closed is kept like an open one, until both have",
+            defaults=(3600,),
+        ),
     ),
     Field("conntrack.tcpBeLiberal", bool, _sysctl("net.netfilter.nf_conntrack_tcp_be_liberal")),
-    Field("conntrack.udpTimeout", Duration, _sysctl("net.netfilter.nf_conntrack_udp_timeout")),
-    Field(
-        "conntrack.udpStreamTimeout",
-        Duration,
-        _sysctl("net.netfilter.nf_conntrack_udp_timeout_stream"),
-    ),
+    Field("conntrack.udpTimeout", Duration, Sets("conntrack_udp_timeout")),
+    Field("conntrack.udpStreamTimeout", Duration, Sets("conntrack_udp_timeout_stream")),
     Field("configSyncPeriod", Duration, Lacks("watches tell of every change", defaults=(900,))),
     Field(
         "featureGates",

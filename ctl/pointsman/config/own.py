@@ -37,6 +37,14 @@ KEYS = (
     Key("externalIPs", "external_ips", str),
     Key("refuseUnusedClusterIPs", "refuse_unused_cluster_ips", bool),
     Key("bindGuard", "bind_guard", bool),
+    Key("devices", "devices", str),
+    Key("podDevices", "pod_devices", str),
+    Key("xdpMode", "xdp_mode", str),
+    Key("dispatch", "dispatch", str),
+    Key("snatPorts", "snat_ports", str),
+    Key("conntrackTCPTimeoutEstablished", "conntrack_tcp_timeout_established", str),
+    Key("conntrackUDPTimeout", "conntrack_udp_timeout", str),
+    Key("conntrackUDPTimeoutStream", "conntrack_udp_timeout_stream", str),
     Key("endStaleTCP", "end_stale_tcp", bool),
     Key("dns", "dns_listen", list[str], off=True),
     Key("dnsUpstreams", "dns_upstreams", list[str], off=True),
@@ -49,6 +57,8 @@ KEYS = (
     Key("maxServices", "max_services", int),
     Key("maxSlots", "max_slots", int),
     Key("maxEndpoints", "max_endpoints", int),
+    Key("maxMaglevLines", "max_maglev_lines", int),
+    Key("maxFlows", "max_flows", int),
     Key("verbose", "verbose", bool),
 )
 _TYPE_META = {"kind": str, "apiVersion": str}

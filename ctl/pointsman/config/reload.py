@@ -19,10 +19,12 @@ KEYS = {
     "domain": "domain",
     "dns_listen": "dns",
     "dns_upstreams": "dnsUpstreams",
-    "sizes": "maxServices, maxSlots, maxEndpoints",
+    "sizes": "maxServices, maxSlots, maxEndpoints, maxMaglevLines, maxFlows",
     "node_name": "nodeName",
     "policy": "serviceProxyName, nodePortAddresses, nodePortRange, localhostNodePorts, "
     "externalIPs, refuseUnusedClusterIPs, bindGuard",
+    "packets": "devices, podDevices, xdpMode, dispatch, snatPorts, conntrackTCPTimeoutEstablished, "
+    "conntrackUDPTimeout, conntrackUDPTimeoutStream",
     "api": "kubernetes",
     "healthz": "healthzBindAddress",
     "metrics": "metricsBindAddress",
@@ -34,14 +36,15 @@ _SELECTING = {
     "refuse_unused_cluster_ips": "refuseUnusedClusterIPs",
 }
 #: These take effect at once.
-LIVE = frozenset(("policy", "end_tcp"))
+LIVE = frozenset(("policy", "packets", "end_tcp"))
 
 
 def apply(old: Settings, new: Settings) -> tuple[Settings, tuple[Problem, ...]]:
     """The settings to go on with, and a warning for each that has to wait for the next start.
 
     With an API server serviceProxyName and refuseUnusedClusterIPs wait as well: the selectors of
-    the running watches hang on them.
+    the running watches hang on them. The programs for packets are loaded at the start: devices
+    may change, but not from none to some, or from some to none.
     """
     wanted: dict[str, Any] = {}
     waiting: list[str] = []
@@ -55,6 +58,9 @@ def apply(old: Settings, new: Settings) -> tuple[Settings, tuple[Problem, ...]]:
         if (before := getattr(old.policy, name)) != getattr(new.policy, name):
             wanted["policy"] = replace(wanted["policy"], **{name: before})
             waiting.append(key)
+    if old.packets.wanted != new.packets.wanted:
+        wanted["packets"] = replace(new.packets, devices=old.packets.devices)
+        waiting.append("devices")
     mend = "restart the agent: connections are not disturbed"
     return replace(old, **wanted), tuple(
         Problem("its change takes effect at the next start", mend, field=key, severity="warning")

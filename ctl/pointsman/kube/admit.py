@@ -54,6 +54,8 @@ def admit(obj: Object) -> tuple[Object | None, tuple[Problem, ...]]:
     kept: list[Problem] = []
     dropped: dict[str, set[int]] = defaultdict(set)
     for problem in problems:
+        if problem.field.startswith("spec.loadBalancerSourceRanges["):
+            continue  # whoever resolves the Service says what comes of it
         if problem.severity == "error":
             if item := _ITEM.fullmatch(problem.field):
                 name, index = item["list"] or item["list2"], item["index"] or item["index2"]

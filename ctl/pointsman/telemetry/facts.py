@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Facts:
     #: "upstream_errors", "dropped", "errors".
     dns_queries: Mapping[str, int] = field(default_factory=dict)
     dns: Mapping[str, int] = field(default_factory=dict)
+    #: Sweeper.status(), {} where no devices are served.
+    packets: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Watched(Protocol):

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from pointsman import __version__
 from pointsman.telemetry.numbers import Histogram, Numbers
+from pointsman.telemetry.packetnumbers import series
 
 _FAMILIES = ("IPv4", "IPv6")
 _Labels = tuple[str, ...]
@@ -194,6 +195,10 @@ def _state(numbers: Numbers) -> Iterator[Metric]:
         yield _counter(
             f"pointsman_stale_sockets_{name}_total", text, [], _one(facts.stale.get(key, 0))
         )
+    for made in series(facts.packets):
+        values = _by(made.values) if made.label else _one(made.values[""])
+        labels = [made.label] if made.label else []
+        yield (_counter if made.counter else _gauge)(made.name, made.text, labels, values)
     yield _gauge("pointsman_problems", "What to mend now", ["severity"], _by(facts.problems))
     yield _counter(
         "pointsman_dns_queries_total", "DNS queries answered", ["rcode"], _by(facts.dns_queries)

@@ -1,6 +1,6 @@
 """What the kernel says and does by netlink: addresses, sockets to end, conntrack entries.
 
-The only module that imports pyroute2. Everything here is about the network namespace in which the
+The only package that imports pyroute2. Everything here is about the network namespace in which the
 calling thread is. pyroute2's own sockets run an event loop each; where many namespaces are gone
 through, its messages are sent by a plain socket.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import select
 import socket
 import struct
@@ -19,16 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pointsman.netlink.wire import Netlink, attributes
 from pointsman.stale import Flow, Record
 from pointsman.values import TCP, UDP, V4_PREFIX, Address, Backend, is_ipv4, to_address, to_text
 
 _IPVS_DEVICE = "kube-ipvs0"
 _LOOPBACK = (to_address("127.0.0.1"), to_address("::1"))
 _NETLINK_SOCK_DIAG, _NETLINK_NETFILTER = 4, 12
-_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300  # NLM_F_…
-_ERROR, _DONE = 2, 3  # NLMSG_…
-_header = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_s32 = struct.Struct("=i")
 #: TCP states 1 to 11 but for TIME_WAIT, CLOSE, LISTEN; a UDP socket that has a peer is in 1.
 _CONNECTED = {UDP: 1 << 1, TCP: 0xFFF & ~(1 << 0 | 1 << 6 | 1 << 7 | 1 << 10)}
 _CTNETLINK = 1 << 8  # NFNL_SUBSYS_CTNETLINK
@@ -37,62 +33,7 @@ _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ID, _CTA_ZONE = 1, 2, 12, 18
 _CTA_PROTO_NUM = (2, 1)
 #: Source, then destination: the address (IPv4, IPv6) and the port.
 _CTA_ENDS = ((((1, 1), (1, 3)), (2, 2)), (((1, 2), (1, 4)), (2, 3)))
-_attribute = struct.Struct("=HH")  # struct nlattr
 _CONNTRACK_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
-
-
-class _Netlink:
-    """One request after the other. Messages are pyroute2's."""
-
-    def __init__(self, family: int) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family
-        )
-        self._sequence = 0
-
-    def __enter__(self) -> _Netlink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def _send(self, message: Any, kind: int, flags: int) -> None:
-        self._sequence += 1
-        header = message["header"]
-        header["type"], header["flags"] = kind, flags | _REQUEST
-        header["sequence_number"] = self._sequence
-        message.encode()
-        self._socket.send(message.data)
-
-    def _answers(self) -> Iterator[tuple[int, bytes, int, int]]:
-        """(type, buffer, offset of the message, its length) until the end of the answer."""
-        while True:
-            data = self._socket.recv(1 << 18)
-            at = 0
-            while at + 16 <= len(data):
-                length, kind, _, sequence, _ = _header.unpack_from(data, at)
-                if sequence == self._sequence:
-                    if kind == _DONE:
-                        return
-                    if kind == _ERROR:
-                        number = -_s32.unpack_from(data, at + 16)[0]
-                        if number:
-                            raise OSError(number, os.strerror(number))
-                        return
-                    yield kind, data, at, length
-                at += -(-max(length, 16) // 4) * 4
-
-    def dump(self, message: Any, kind: int) -> Iterator[tuple[bytes, int, int]]:
-        """(buffer, offset, length) of each message of a dump. Raises OSError."""
-        self._send(message, kind, _DUMP)
-        for _, data, at, length in self._answers():
-            yield data, at, length
-
-    def do(self, message: Any, kind: int) -> None:
-        """One change, confirmed by the kernel. Raises OSError."""
-        self._send(message, kind, _ACK)
-        for _ in self._answers():
-            pass
 
 
 def load() -> None:
@@ -120,7 +61,7 @@ def addresses() -> frozenset[Address]:
     passed = 0
     with contextlib.suppress(OSError):
         passed = socket.if_nametoindex(_IPVS_DEVICE)
-    with _Netlink(socket.NETLINK_ROUTE) as route:
+    with Netlink(socket.NETLINK_ROUTE) as route:
         for data, at, _ in route.dump(ifaddrmsg(), RTM_GETADDR):
             message = ifaddrmsg(data, offset=at)
             message.decode()
@@ -177,7 +118,7 @@ def destroy(records: Iterable[Record], still: Callable[[Record], bool]) -> list[
         for family in families:
             groups.setdefault((record.protocol, family, port), {})[record.cookie] = record
     ended: list[Record] = []
-    with _Netlink(_NETLINK_SOCK_DIAG) as diag:
+    with Netlink(_NETLINK_SOCK_DIAG) as diag:
         for (protocol, family, port), wanted in groups.items():
             # Destroying amid a dump would mix up the answers.
             for found, request in list(_sockets(diag, family, protocol, port)):
@@ -188,7 +129,7 @@ def destroy(records: Iterable[Record], still: Callable[[Record], bool]) -> list[
 
 
 def _sockets(
-    diag: _Netlink, family: int, protocol: int, port: int
+    diag: Netlink, family: int, protocol: int, port: int
 ) -> Iterator[tuple[tuple[int, Backend], Any]]:
     """((cookie, peer), request that names just this socket) of those connected to that port."""
     from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, inet_diag_msg, inet_diag_req
@@ -213,7 +154,7 @@ def _sockets(
         yield (cookie, (to_address(message["idiag_dst"]), message["idiag_dport"])), one
 
 
-def _destroy(diag: _Netlink, request: Any) -> bool:
+def _destroy(diag: Netlink, request: Any) -> bool:
     """False if the socket is gone, or another has its addresses: the kernel compares cookies."""
     from pyroute2.netlink.diag import SOCK_DESTROY
 
@@ -239,7 +180,7 @@ def flows() -> list[Flow]:
     except FileNotFoundError:
         return []
     found = []
-    with _Netlink(_NETLINK_NETFILTER) as conntrack:
+    with Netlink(_NETLINK_NETFILTER) as conntrack:
         for family in (socket.AF_INET, socket.AF_INET6):
             only = NFCTAttrTuple(family=family, proto=UDP)
             only.attrs()  # sets its flags
@@ -258,7 +199,7 @@ def delete_flows(chosen: Iterable[Flow]) -> int:
     from pyroute2.netlink.nfnetlink.nfctsocket import IPCTNL_MSG_CT_DELETE, NFCTAttrTuple, nfct_msg
 
     deleted = 0
-    with _Netlink(_NETLINK_NETFILTER) as conntrack:
+    with Netlink(_NETLINK_NETFILTER) as conntrack:
         for flow in chosen:
             family = socket.AF_INET if is_ipv4(flow.vip[0]) else socket.AF_INET6
             request = nfct_msg.create_from(
@@ -289,11 +230,11 @@ def _flow(data: bytes, at: int, end: int) -> Flow | None:
     hundred thousand of them, and pyroute2 takes many times as long to read one."""
     ends: list[Backend] = []
     ident = zone = 0
-    for kind, value, stop in _attributes(data, at, end):
+    for kind, value, stop in attributes(data, at, end):
         if kind in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY):
             parts: dict[tuple[int, int], bytes] = {}
-            for group, inner, inner_stop in _attributes(data, value, stop):
-                for number, start, close in _attributes(data, inner, inner_stop):
+            for group, inner, inner_stop in attributes(data, value, stop):
+                for number, start, close in attributes(data, inner, inner_stop):
                     parts[group, number] = data[start:close]
             if parts.get(_CTA_PROTO_NUM) != bytes((UDP,)):
                 return None
@@ -310,13 +251,3 @@ def _flow(data: bytes, at: int, end: int) -> Flow | None:
         return None
     source, vip, peer, _ = ends
     return Flow(source, vip, peer, ident, zone)
-
-
-def _attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(type, first byte, end) of each netlink attribute."""
-    while at + 4 <= end:
-        length, kind = _attribute.unpack_from(data, at)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, at + 4, at + length
-        at += -(-length // 4) * 4

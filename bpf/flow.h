@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Flows: two entries each, one a direction, keyed by what arrives; the packets of one become the
+ * mirror image of the other's key. A new flow is in flows_new, an LRU map, until both ends have
+ * spoken: then it moves to flows, which no flood of new ones can empty.
+ */
+#ifndef POINTSMAN_FLOW_H
+#define POINTSMAN_FLOW_H
+
+#define PORT_ATTEMPTS 24
+#define FLOW_CLOSED (FLOW_FIN | FLOW_RST)
+#define SECONDS(n) ((__u64)(n) * NSEC_PER_SEC)
+
+static __always_inline struct packet_settings *get_packet_settings(void)
+{
+	__u32 zero = 0;
+
+	return packet_settings.lookup(&zero);
+}
+
+static __always_inline bool same_tuple(const struct tuple *a, const struct tuple *b)
+{
+	return same_address(a->source, b->source) && same_address(a->destination, b->destination) &&
+	       a->source_port == b->source_port && a->destination_port == b->destination_port &&
+	       a->proto == b->proto;
+}
+
+static __always_inline void mirror(struct tuple *to, const struct tuple *from)
+{
+	copy_address(to->source, from->destination);
+	copy_address(to->destination, from->source);
+	to->source_port = from->destination_port;
+	to->destination_port = from->source_port;
+	to->proto = from->proto;
+	to->pad = 0;
+	to->reserved = 0;
+}
+
+/* The entry of exactly this key; *fresh says which map has it. */
+static __always_inline struct flow *find_flow(struct tuple *key, bool *fresh)
+{
+	struct flow *flow = flows.lookup(key);
+
+	*fresh = !flow;
+	return flow ? flow : flows_new.lookup(key);
+}
+
+static __always_inline void forget_flow(struct tuple *key, struct tuple *other)
+{
+	flows.delete(key);
+	flows.delete(other);
+	flows_new.delete(key);
+	flows_new.delete(other);
+}
+
+/* How long a flow with these two entries may be silent. `back` may be NULL. ns */
+static __always_inline __u64 patience(const struct packet_settings *how, const struct flow *flow,
+				      const struct flow *back)
+{
+	__u32 flags = flow->flags, answers = back ? back->flags : 0;
+	/* With DSR no answer ever comes by here. */
+	bool spoken = flags & (flags & FLOW_DSR ? flags : answers) & FLOW_ANSWERED;
+
+	if (flow->other.proto != IPPROTO_TCP)
+		return SECONDS(spoken ? how->udp_open : how->udp_new);
+	if ((flags | answers) & FLOW_RST || (flags & answers) & FLOW_FIN)
+		return SECONDS(how->tcp_closing);
+	return SECONDS(spoken ? how->tcp_open : how->tcp_new);
+}
+
+static __always_inline bool is_over(const struct packet_settings *how, struct flow *flow, __u64 now)
+{
+	struct flow *back;
+	__u64 seen = flow->seen;
+	bool fresh;
+
+	back = find_flow(&flow->other, &fresh);
+	if (back && (__s64)(back->seen - seen) > 0)
+		seen = back->seen;
+	return (__s64)(now - seen) > (__s64)patience(how, flow, back);
+}
+
+/* A new connection may take its place: the old one was closed, or is long over. */
+static __always_inline bool is_replaceable(const struct packet_settings *how, struct flow *flow,
+					   __u64 now)
+{
+	struct flow *back;
+	bool fresh;
+
+	if (flow->flags & FLOW_CLOSED)
+		return true;
+	back = find_flow(&flow->other, &fresh);
+	if (back && back->flags & FLOW_CLOSED)
+		return true;
+	return is_over(how, flow, now);
+}
+
+/* Whether the endpoint was in a set when it was last written. */
+static __always_inline bool has_left(const struct flow *flow)
+{
+	__u32 endpoint = flow->endpoint;
+	struct load *of;
+
+	if (!endpoint && !flow->generation)
+		return false;
+	of = load.lookup(&endpoint);
+	return !of || of->generation != flow->generation;
+}
+
+/* Notes that a packet of this direction came by. */
+static __always_inline void touch(struct flow *flow, __u8 tcp_flags, __u64 now)
+{
+	__u32 flags = 0;
+
+	if (flow->flags & FLOW_REPLY || !(tcp_flags & TCP_SYN))
+		flags |= FLOW_ANSWERED;
+	if (tcp_flags & TCP_FIN)
+		flags |= FLOW_FIN;
+	if (tcp_flags & TCP_RST)
+		flags |= FLOW_RST;
+	/* Stores only where something changes: CPUs may share this cache line. Of two that store at once
+	 * one may lose its bit, and the next packet brings it again; a FIN that is lost costs patience. */
+	if (flags & ~flow->flags)
+		*(volatile __u32 *)&flow->flags = flow->flags | flags;
+	if (now - flow->seen > NSEC_PER_SEC)
+		*(volatile __u64 *)&flow->seen = now;
+}
+
+/*
+ * Once both ends have spoken. FLOW_PROMOTED, FLOW_UNPROMOTED, or 0 if it is not yet time. `flow` is a
+ * copy of the entry, `back` room for one of the other half.
+ */
+static __always_inline __u32 promote(struct tuple *key, struct flow *flow, struct flow *back)
+{
+	struct flow *reply;
+
+	if (!(flow->flags & FLOW_ANSWERED))
+		return 0;
+	if (flow->flags & FLOW_DSR) {
+		if (flows.insert(key, flow))
+			return FLOW_UNPROMOTED;
+		flows_new.delete(key);
+		return FLOW_PROMOTED;
+	}
+	reply = flows_new.lookup(&flow->other);
+	if (!reply || !(reply->flags & FLOW_ANSWERED))
+		return 0;
+	*back = *reply;
+	if (!same_tuple(&back->other, key))
+		return 0;
+	if (flows.insert(&flow->other, back))
+		return FLOW_UNPROMOTED;
+	if (flows.insert(key, flow)) {
+		flows.delete(&flow->other);
+		return FLOW_UNPROMOTED;
+	}
+	flows_new.delete(key);
+	flows_new.delete(&flow->other);
+	return FLOW_PROMOTED;
+}
+
+/*
+ * Makes both entries. `flow` says all but flow->other, whose source is the endpoint, and whose
+ * destination, the client as the endpoint sees it, has no port yet: the client's own, if it is free
+ * towards this endpoint, or one of the node's range. `any`: the client's own need not be of that range.
+ * 0, or DROP_….
+ */
+static __always_inline __u32 begin_flow(const struct packet_settings *how, struct tuple *key,
+					struct flow *flow, struct flow *reply, bool any, __u64 now)
+{
+	__u32 first = how->first_port, many = how->last_port - how->first_port + 1;
+	__u32 own = bpf_htons(key->source_port), random = bpf_get_prandom_u32();
+
+	flow->seen = now;
+	*reply = *flow;
+	reply->flags |= FLOW_REPLY;
+	reply->other = *key;
+	if (how->last_port < how->first_port)
+		many = 0;
+	for (int i = 0; i < PORT_ATTEMPTS; i++) {
+		struct flow *taken;
+		__u32 port = own;
+		bool fresh;
+		long error;
+
+		if (i || !(any || own - first < many)) {
+			if (!many)
+				continue;
+			port = first + (random + i * 7919) % many;
+		}
+		flow->other.destination_port = bpf_htons((__u16)port);
+		taken = find_flow(&flow->other, &fresh);
+		if (taken) {
+			struct tuple former = taken->other;
+
+			if (!same_tuple(&former, key)) {
+				if (!is_replaceable(how, taken, now))
+					continue;
+				/* Its client's next packet must not come out as one of this flow. */
+				flows.delete(&former);
+				flows_new.delete(&former);
+			}
+			flows.delete(&flow->other);
+			error = flows_new.update(&flow->other, reply);
+		} else {
+			error = flows_new.insert(&flow->other, reply);
+			if (error == -EEXIST)
+				continue;
+		}
+		if (error)
+			return DROP_NO_ROOM;
+		flows.delete(key);
+		if (flows_new.update(key, flow)) {
+			flows_new.delete(&flow->other);
+			return DROP_NO_ROOM;
+		}
+		return 0;
+	}
+	return DROP_NO_PORT;
+}
+
+#endif

@@ -1,0 +1,607 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Packets from outside the node, and of pods whose sockets the hooks can't see. XDP serves what comes
+ * in at the node's devices; TC serves what XDP leaves, every device without XDP, and the way back from
+ * endpoints of this node. One pipeline for all three:
+ *
+ *   parse → the flow that the packet is of, or a new one → rewrite → go on, or send
+ *
+ * What is not ours passes untouched, and XDP changes nothing before it knows that it can finish.
+ */
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+#include "abi.h"
+#include "maps.h"
+#include "lookup.h"
+#include "affinity.h"
+#include "parse.h"
+#include "flow.h"
+#include "select.h"
+#include "rewrite.h"
+#include "route.h"
+#include "icmp.h"
+
+#define GO_ON(xdp) ((xdp) ? XDP_PASS : TC_ACT_UNSPEC)
+#define END(xdp) ((xdp) ? XDP_DROP : TC_ACT_SHOT)
+
+/* What does not fit on the stack. Programs here do not nest on one CPU. */
+struct scratch {
+	struct packet packet;
+	struct tuple key; /* what the flow is found by */
+	struct tuple to; /* what the packet becomes */
+	struct flow flow;
+	struct flow reply;
+	struct quote quote;
+	struct bpf_fib_lookup way;
+	struct event event;
+	struct client client;
+	struct fragment_key fragment_key;
+	struct fragment fragment;
+	struct answer answer;
+};
+
+BPF_PERCPU_ARRAY(scratch, struct scratch, 1);
+
+/* One packet on its way through. */
+struct pass {
+	void *ctx;
+	struct scratch *of;
+	const struct packet_settings *how;
+	__u64 now;
+	__u32 ifindex; /* of the device that the packet belongs to, which may be a VLAN's */
+	__u32 device; /* DEVICE_… */
+	__u32 hook; /* enum hook */
+};
+
+static __always_inline void tell(const struct pass *pass, __u32 verdict, const struct tuple *after,
+				 __u32 owner)
+{
+	__u64 *value = packet_counters.lookup(&verdict);
+	struct event *event = &pass->of->event;
+
+	if (value)
+		*value += 1;
+	if (pass->how->trace_until < pass->now)
+		return;
+	event->time = pass->now;
+	event->before = pass->of->packet.tuple;
+	event->after = *after;
+	event->ifindex = pass->ifindex;
+	event->length = pass->of->packet.length;
+	event->owner = owner;
+	event->verdict = verdict;
+	event->hook = pass->hook;
+	event->pad = 0;
+	trace.ringbuf_output(event, sizeof(*event), 0);
+}
+
+/* Whether this hook is the one that deals with that direction of a flow. */
+static __always_inline bool is_for_hook(const struct pass *pass, __u32 flags)
+{
+	if (!(flags & FLOW_POD) != !(pass->device & DEVICE_POD))
+		return false;
+	if (pass->hook == HOOK_TC_EGRESS)
+		return (flags & (FLOW_REPLY | FLOW_REMOTE)) == FLOW_REPLY;
+	return !(flags & FLOW_REPLY) || flags & FLOW_REMOTE;
+}
+
+/* ---- sending ---- */
+
+/* DSR: the whole packet goes on inside another, to the endpoint's node. */
+static __always_inline int send_tunneled(struct pass *pass, const bool xdp, const struct flow *flow,
+					 const struct device *out)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	__u32 header = p->ipv4 ? TUNNEL_V4 : TUNNEL_V6;
+	__u32 ifindex = of->way.ifindex;
+	__u8 proto = p->ipv4 ? IPPROTO_IPIP : IPPROTO_IPV6;
+	const __be32 *from = p->ipv4 ? out->ipv4 : out->ipv6;
+	struct headers h;
+
+	if (p->ipv4)
+		outer_v4(&of->answer.outer.v4, from, of->to.destination, p->ip_length, proto,
+			 p->dont_fragment ? IP_DONT_FRAGMENT : 0);
+	else
+		outer_v6(&of->answer.outer.v6, from, of->to.destination, p->ip_length, proto);
+	if (!xdp) {
+		__u64 flags = p->ipv4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+
+		if (!rewrite(pass->ctx, false, p, &p->tuple, true) ||
+		    bpf_skb_adjust_room(pass->ctx, header, BPF_ADJ_ROOM_MAC, flags) ||
+		    (p->ipv4 ? bpf_skb_store_bytes(pass->ctx, p->l3, &of->answer.outer.v4, TUNNEL_V4, 0) :
+			       bpf_skb_store_bytes(pass->ctx, p->l3, &of->answer.outer.v6, TUNNEL_V6, 0)))
+			return TC_ACT_SHOT;
+		return redirect_neigh(ifindex, NULL, 0, 0);
+	}
+	if (!rewrite(pass->ctx, true, p, &p->tuple, true) || !take_link(pass->ctx, &of->answer.link) ||
+	    bpf_xdp_adjust_head(pass->ctx, -(int)header) || !put_link(pass->ctx, &of->answer.link, is_tagged(p)))
+		return XDP_DROP;
+	h = headers_of(pass->ctx, true);
+	if (p->l3 > sizeof(of->answer.link) || h.data + (p->l3 & MASK_L3) + sizeof(struct ipv6hdr) > h.end)
+		return XDP_DROP;
+	if (p->ipv4)
+		__builtin_memcpy(h.data + (p->l3 & MASK_L3), &of->answer.outer.v4, sizeof(of->answer.outer.v4));
+	else
+		__builtin_memcpy(h.data + (p->l3 & MASK_L3), &of->answer.outer.v6, sizeof(of->answer.outer.v6));
+	return send_frame(pass->ctx, p, &of->way, out);
+}
+
+/* Larger than the way can carry: the sender is told, as far as the packet lets it be told. */
+static __always_inline int too_big(struct pass *pass, const bool xdp, __u32 mtu, __u32 owner)
+{
+	struct scratch *of = pass->of;
+
+	if (!of->packet.dont_fragment && xdp) {
+		tell(pass, PACKET_SLOW, &of->packet.tuple, owner);
+		return XDP_PASS;
+	}
+	if (!of->packet.dont_fragment || of->packet.fragment == LATER_FRAGMENT ||
+	    !may_tell(pass->now)) {
+		tell(pass, DROP_ICMP_LIMIT, &of->packet.tuple, owner);
+		return END(xdp);
+	}
+	tell(pass, PACKET_TOO_BIG, &of->packet.tuple, owner);
+	return tell_mtu(pass->ctx, xdp, &of->packet, mtu, &of->answer);
+}
+
+/*
+ * Out of the node, as of->to: the client of a reply, or an endpoint on another node. `error`: the
+ * packet is an ICMP error, of->quote says about what.
+ */
+static __always_inline int send(struct pass *pass, const bool xdp, const struct flow *flow,
+				const bool error)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	bool tunnel = !error && flow->flags & FLOW_DSR;
+	__u32 overhead = tunnel ? (p->ipv4 ? TUNNEL_V4 : TUNNEL_V6) : 0;
+	__u32 verdict = flow->flags & FLOW_REPLY ? PACKET_REPLIED : PACKET_FORWARDED;
+	__u32 owner = flow->owner;
+	struct device *out;
+	long result;
+
+	/* The stack tells the sender. */
+	if (p->ttl <= 1)
+		return GO_ON(xdp);
+	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4,
+			  is_many(pass->ctx, xdp) ? 0 : p->ip_length + overhead, &of->way);
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return too_big(pass, xdp, of->way.mtu_result - overhead, owner);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) {
+		tell(pass, DROP_NO_ROUTE, &of->to, owner);
+		return END(xdp);
+	}
+	out = devices.lookup(&of->way.ifindex);
+	if (xdp && (result || !can_send(pass->ctx, p, of->way.ifindex, out))) {
+		tell(pass, PACKET_SLOW, &of->to, owner);
+		return XDP_PASS;
+	}
+	if (tunnel) {
+		if (!out || is_nothing(p->ipv4 ? out->ipv4 : out->ipv6)) {
+			tell(pass, DROP_NO_ADDRESS, &of->to, owner);
+			return END(xdp);
+		}
+		tell(pass, PACKET_TUNNELED, &of->to, owner);
+		return send_tunneled(pass, xdp, flow, out);
+	}
+	if (!(error ? rewrite_error(pass->ctx, xdp, p, &of->quote, &flow->other, of->to.source,
+				    of->to.destination, true) :
+		      rewrite(pass->ctx, xdp, p, &of->to, true))) {
+		tell(pass, DROP_MALFORMED, &of->to, owner);
+		return END(xdp);
+	}
+	tell(pass, error ? PACKET_ERROR : verdict, &of->to, owner);
+	if (xdp)
+		return out ? send_frame(pass->ctx, p, &of->way, out) : XDP_DROP;
+	return redirect_neigh(of->way.ifindex, NULL, 0, 0);
+}
+
+/* A pod that reached itself: back to where it came from, because no route leads there. */
+static __always_inline int turn_back(struct pass *pass, const struct flow *flow)
+{
+	struct scratch *of = pass->of;
+	__u8 mac[12], swapped[12];
+
+	if (!rewrite(pass->ctx, false, &of->packet, &of->to, false))
+		return TC_ACT_SHOT;
+	tell(pass, PACKET_HERE, &of->to, flow->owner);
+	if (!(pass->device & DEVICE_RAW)) {
+		if (bpf_skb_load_bytes(pass->ctx, 0, mac, 12))
+			return TC_ACT_SHOT;
+		__builtin_memcpy(swapped, mac + 6, 6);
+		__builtin_memcpy(swapped + 6, mac, 6);
+		bpf_skb_store_bytes(pass->ctx, 0, swapped, 12, 0);
+	}
+	return bpf_redirect(pass->ifindex, 0);
+}
+
+/* ---- flows ---- */
+
+/* What the ports of a fragment are, and what its later ones' will be. */
+static __always_inline bool recall_ports(struct scratch *of, __u64 now)
+{
+	struct fragment_key *key = &of->fragment_key;
+	struct packet *p = &of->packet;
+	struct fragment *known;
+
+	copy_address(key->source, p->tuple.source);
+	copy_address(key->destination, p->tuple.destination);
+	key->id = p->fragment_id;
+	key->proto = p->tuple.proto;
+	if (p->fragment == FIRST_FRAGMENT) {
+		of->fragment.source_port = p->tuple.source_port;
+		of->fragment.destination_port = p->tuple.destination_port;
+		of->fragment.pad = 0;
+		of->fragment.seen = now;
+		fragments.update(key, &of->fragment);
+		return true;
+	}
+	known = fragments.lookup(key);
+	if (!known)
+		return false;
+	p->tuple.source_port = known->source_port;
+	p->tuple.destination_port = known->destination_port;
+	return true;
+}
+
+/* A packet of a flow. */
+static __always_inline int carry(struct pass *pass, const bool xdp, const struct flow *flow)
+{
+	struct scratch *of = pass->of;
+	__u32 flags = flow->flags;
+
+	mirror(&of->to, &flow->other);
+	if (of->packet.fragment == FIRST_FRAGMENT)
+		recall_ports(of, pass->now);
+	if (!xdp && flags & FLOW_POD && flags & FLOW_REMOTE)
+		return turn_back(pass, flow);
+	if (flags & (FLOW_REMOTE | FLOW_DSR))
+		return send(pass, xdp, flow, false);
+	if (!rewrite(pass->ctx, xdp, &of->packet, &of->to, false)) {
+		tell(pass, DROP_MALFORMED, &of->to, flow->owner);
+		return END(xdp);
+	}
+	tell(pass, flags & FLOW_REPLY ? PACKET_REPLIED : PACKET_HERE, &of->to, flow->owner);
+	return GO_ON(xdp);
+}
+
+/* The flow that a packet belongs to; NULL if there is none, or if it must be chosen anew. */
+static __always_inline struct flow *flow_of(struct pass *pass)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	struct flow *flow;
+	bool fresh, tcp = p->tuple.proto == IPPROTO_TCP;
+	__u32 done;
+
+	flow = find_flow(&p->tuple, &fresh);
+	if (!flow || !is_for_hook(pass, flow->flags))
+		return NULL;
+	if (!(flow->flags & FLOW_REPLY)) {
+		/* TCP connections end with their endpoint, datagrams go to another one. */
+		bool anew = tcp ? (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+					  (has_left(flow) || is_replaceable(pass->how, flow, pass->now)) :
+				  has_left(flow);
+
+		if (anew) {
+			of->to = flow->other;
+			forget_flow(&p->tuple, &of->to);
+			tell(pass, FLOW_MOVED, &p->tuple, 0);
+			return NULL;
+		}
+	}
+	touch(flow, p->tcp_flags, pass->now);
+	if (fresh && !(flow->flags & FLOW_REPLY)) {
+		of->flow = *flow;
+		done = promote(&p->tuple, &of->flow, &of->reply);
+		if (done)
+			tell(pass, done, &p->tuple, of->flow.owner);
+		return &of->flow;
+	}
+	return flow;
+}
+
+/* Whether the endpoint is on another node, and if so by which of this node's addresses it is asked. */
+static __always_inline __u32 place_of(struct pass *pass, const struct slot *slot,
+				      const struct target *to, struct flow *flow)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	struct device *out;
+	const __be32 *address;
+	__u32 ifindex = pass->ifindex;
+	long result;
+
+	if (to->service->packets & PACKETS_LOCAL || slot->flags & SLOT_HERE)
+		return 0;
+	copy_address(of->to.source, p->tuple.source);
+	copy_address(of->to.destination, slot->addr);
+	of->to.source_port = of->to.destination_port = 0;
+	of->to.proto = p->tuple.proto;
+	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4, 0, &of->way);
+	out = devices.lookup(&of->way.ifindex);
+	if (result >= 0 && out && out->flags & DEVICE_NODE)
+		ifindex = of->way.ifindex;
+	else if (!(slot->flags & SLOT_ELSEWHERE))
+		return 0;
+	out = devices.lookup(&ifindex);
+	if (!out)
+		return DROP_NO_ADDRESS;
+	address = p->ipv4 ? out->ipv4 : out->ipv6;
+	if (is_nothing(address))
+		return DROP_NO_ADDRESS;
+	flow->flags |= pass->how->dsr ? FLOW_DSR : FLOW_REMOTE;
+	if (!pass->how->dsr)
+		copy_address(flow->other.destination, address);
+	return 0;
+}
+
+/* There is no endpoint, which the sender is told, or none for him, which he is not. */
+static __always_inline int no_endpoint(struct pass *pass, const bool xdp, const struct target *to)
+{
+	struct scratch *of = pass->of;
+	__u32 owner = to->service ? to->service->owner : 0;
+
+	if (!to->refused && (__u32)to->set == EMPTY_UNREACHABLE) {
+		tell(pass, DROP_NO_LOCAL_ENDPOINT, &of->packet.tuple, owner);
+		return END(xdp);
+	}
+	if (!may_tell(pass->now)) {
+		tell(pass, DROP_ICMP_LIMIT, &of->packet.tuple, owner);
+		return END(xdp);
+	}
+	tell(pass, PACKET_REFUSED, &of->packet.tuple, owner);
+	return xdp ? refuse(pass->ctx, &of->packet, &of->answer) : TC_ACT_SHOT;
+}
+
+/*
+ * TC can't build an answer out of a packet whose checksum is to come. So the packet goes to port 0 of
+ * this node, where nobody can listen: the stack answers as it does for any closed port, and the
+ * answer is translated as that of an endpoint.
+ */
+static __always_inline bool refuse_by_stack(struct pass *pass, const struct target *to)
+{
+	struct device *device = devices.lookup(&pass->ifindex);
+	struct scratch *of = pass->of;
+	const __be32 *address;
+
+	if (!device || (!to->refused && (__u32)to->set == EMPTY_UNREACHABLE))
+		return false;
+	address = of->packet.ipv4 ? device->ipv4 : device->ipv6;
+	if (is_nothing(address))
+		return false;
+	copy_address(of->flow.other.source, address);
+	of->flow.other.source_port = 0;
+	return true;
+}
+
+/* A packet that is of no flow. */
+static __always_inline int begin(struct pass *pass, const bool xdp)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	bool outside = pass->device & DEVICE_NODE;
+	struct target room = {}, *to = &room;
+	struct flow *flow = &of->flow;
+	struct slot *slot = NULL;
+	bool refused = false;
+	__u32 failed;
+
+	if (!(outside ? find_outside(&p->tuple, to) : find_for_pod(&p->tuple, to)))
+		return GO_ON(xdp);
+	if (outside && !is_welcome(to, p->tuple.source)) {
+		tell(pass, DROP_SOURCE_RANGE, &p->tuple, to->service->owner);
+		return END(xdp);
+	}
+	__builtin_memset(flow, 0, sizeof(*flow));
+	if (!(to->set >> 32)) {
+		if (xdp || !refuse_by_stack(pass, to))
+			return no_endpoint(pass, xdp, to);
+		refused = true;
+	} else {
+		slot = choose_for_packet(to, &p->tuple, outside, pass->now, &of->client);
+		if (!slot)
+			return no_endpoint(pass, xdp, to);
+	}
+	flow->other.proto = p->tuple.proto;
+	copy_address(flow->other.destination, p->tuple.source);
+	flow->flags = outside ? 0 : FLOW_POD;
+	if (to->service)
+		flow->owner = to->service->owner;
+	if (slot) {
+		copy_address(flow->other.source, slot->addr);
+		flow->other.source_port = slot->port;
+		flow->endpoint = slot->endpoint;
+		flow->generation = slot->generation;
+		failed = outside ? place_of(pass, slot, to, flow) : 0;
+		if (failed) {
+			tell(pass, failed, &p->tuple, flow->owner);
+			return END(xdp);
+		}
+		if (!outside && same_address(slot->addr, p->tuple.source)) {
+			struct device *device = devices.lookup(&pass->ifindex);
+
+			if (device)
+				copy_address(flow->other.destination,
+					     p->ipv4 ? device->ipv4 : device->ipv6);
+			flow->flags |= FLOW_REMOTE;
+		}
+	}
+	/* The endpoint knows nothing of this connection, and through this node never will. */
+	if (p->tuple.proto == IPPROTO_TCP && p->tcp_flags & TCP_RST)
+		return END(xdp);
+	failed = begin_flow(pass->how, &p->tuple, flow, &of->reply, !(flow->flags & FLOW_REMOTE),
+			    pass->now);
+	if (failed) {
+		tell(pass, failed, &p->tuple, flow->owner);
+		return END(xdp);
+	}
+	tell(pass, refused ? PACKET_REFUSED : FLOW_BEGUN, &p->tuple, flow->owner);
+	return carry(pass, xdp, flow);
+}
+
+static __always_inline int on_transport(struct pass *pass, const bool xdp)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	bool ingress = pass->hook != HOOK_TC_EGRESS, concerned, answer;
+	struct flow *flow;
+
+	concerned = ingress && concerns_us(p->tuple.destination);
+	if (p->fragment == LATER_FRAGMENT && !recall_ports(of, pass->now)) {
+		if (concerned)
+			tell(pass, FRAGMENT_UNKNOWN, &p->tuple, 0);
+		return GO_ON(xdp);
+	}
+	/* Replies come to a port of this node's range. Nearly all that is not ours ends here. */
+	answer = bpf_htons(p->tuple.destination_port) - pass->how->first_port <=
+		 pass->how->last_port - pass->how->first_port;
+	if (ingress && !concerned && !answer)
+		return GO_ON(xdp);
+	flow = flow_of(pass);
+	if (flow)
+		return carry(pass, xdp, flow);
+	return concerned ? begin(pass, xdp) : GO_ON(xdp);
+}
+
+/* An error about a packet that went out as the translation of another: its sender never sent it so. */
+static __always_inline int on_icmp(struct pass *pass, const bool xdp)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	struct quote *q = &of->quote;
+	const struct tuple *inner;
+	struct flow *flow;
+	bool fresh;
+
+	if (!read_quote(pass->ctx, xdp, p, q) ||
+	    !same_address(q->tuple.source, p->tuple.destination))
+		return GO_ON(xdp);
+	mirror(&of->key, &q->tuple);
+	flow = find_flow(&of->key, &fresh);
+	if (!flow || !is_for_hook(pass, flow->flags))
+		return GO_ON(xdp);
+	inner = &flow->other;
+	of->to.proto = p->tuple.proto;
+	of->to.source_port = of->to.destination_port = 0;
+	copy_address(of->to.destination, inner->source);
+	/* Who reported it keeps his name towards an endpoint of this node; the client knows only the VIP,
+	 * and another node would take no packet of a stranger. */
+	if (flow->flags & (FLOW_REPLY | FLOW_REMOTE))
+		copy_address(of->to.source, inner->destination);
+	else
+		copy_address(of->to.source, p->tuple.source);
+	if (flow->flags & FLOW_REMOTE && !(flow->flags & FLOW_POD))
+		return send(pass, xdp, flow, true);
+	if (!rewrite_error(pass->ctx, xdp, p, q, inner, of->to.source, of->to.destination, false)) {
+		tell(pass, DROP_MALFORMED, &of->to, flow->owner);
+		return END(xdp);
+	}
+	tell(pass, PACKET_ERROR, &of->to, flow->owner);
+	return GO_ON(xdp);
+}
+
+static __always_inline int process(struct pass *pass, const bool xdp)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	struct vlan_key tag = {};
+	struct device *device;
+	__u32 *ifindex;
+	enum kind kind;
+
+	__builtin_memset(p, 0, sizeof(*p));
+	device = devices.lookup(&pass->ifindex);
+	/* A device that only carries VLANs of ours has no flag. */
+	kind = parse(pass->ctx, xdp, !xdp && device && device->flags & DEVICE_RAW, p);
+	if (kind == OTHER)
+		return GO_ON(xdp);
+	if (p->vlan) {
+		tag.lower = pass->ifindex;
+		tag.vlan = p->vlan;
+		ifindex = vlans.lookup(&tag);
+		if (!ifindex)
+			return GO_ON(xdp);
+		pass->ifindex = *ifindex;
+		device = devices.lookup(&pass->ifindex);
+	}
+	if (!device)
+		return GO_ON(xdp);
+	pass->device = device->flags;
+	if (!(pass->device & (DEVICE_NODE | DEVICE_POD)))
+		return GO_ON(xdp);
+	pass->how = get_packet_settings();
+	if (!pass->how)
+		return GO_ON(xdp);
+	pass->now = bpf_ktime_get_coarse_ns();
+	if (kind == TRANSPORT)
+		return on_transport(pass, xdp);
+	if (kind == ICMP_MESSAGE)
+		return on_icmp(pass, xdp);
+	return GO_ON(xdp);
+}
+
+int xdp_ingress(struct xdp_md *ctx)
+{
+	struct pass pass = { .ctx = ctx, .ifindex = ctx->ingress_ifindex, .hook = HOOK_XDP };
+	__u32 zero = 0;
+
+	pass.of = scratch.lookup(&zero);
+	return pass.of ? process(&pass, true) : XDP_PASS;
+}
+
+int tc_ingress(struct __sk_buff *ctx)
+{
+	struct pass pass = { .ctx = ctx, .ifindex = ctx->ifindex, .hook = HOOK_TC_INGRESS };
+	__u32 zero = 0;
+
+	pass.of = scratch.lookup(&zero);
+	return pass.of ? process(&pass, false) : TC_ACT_UNSPEC;
+}
+
+int tc_egress(struct __sk_buff *ctx)
+{
+	struct pass pass = { .ctx = ctx, .ifindex = ctx->ifindex, .hook = HOOK_TC_EGRESS };
+	__u32 zero = 0;
+
+	pass.of = scratch.lookup(&zero);
+	return pass.of ? process(&pass, false) : TC_ACT_UNSPEC;
+}
+
+/*
+ * Run by the agent with BPF_PROG_TEST_RUN: of the keys in sweep_keys, as many as the packet says in its
+ * first four bytes, deletes the flows that are over. Returns how many.
+ */
+int sweep(struct xdp_md *ctx)
+{
+	struct headers h = headers_of(ctx, true);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct packet_settings *how = get_packet_settings();
+	struct tuple *key, other;
+	struct flow *flow;
+	__u32 many, ended = 0;
+	bool fresh;
+
+	if (!how || h.data + sizeof(many) > h.end)
+		return 0;
+	many = *(__u32 *)h.data;
+	for (__u32 i = 0; i < MAX_SWEEP; i++) {
+		__u32 index = i;
+
+		if (i >= many)
+			break;
+		key = sweep_keys.lookup(&index);
+		if (!key)
+			break;
+		flow = find_flow(key, &fresh);
+		if (!flow || !is_over(how, flow, now))
+			continue;
+		other = flow->other;
+		forget_flow(key, &other); /* with the first half that is met, the other goes, too */
+		ended++;
+	}
+	return ended;
+}

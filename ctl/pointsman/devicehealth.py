@@ -1,0 +1,45 @@
+"""The part of `status` about devices: which are served, by what, and what hinders it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pointsman.hooks import DeviceLink
+
+Report = dict[str, Any]
+_COLUMNS = ("name", "ifindex", "role", "xdp", "tc", "vlan", "addresses", "served", "problems")
+
+
+def device_report(told: Mapping[str, Any] | None, links: Iterable[DeviceLink]) -> Report:
+    """`told` is the agent's part of the status file; `links` are what is pinned."""
+    told = told or {}
+    return {
+        "wanted": bool(told.get("wanted")),
+        "error": told.get("error") or "",
+        "items": [{name: row.get(name) for name in _COLUMNS} for row in told.get("items") or ()],
+        "links": [
+            {
+                "hook": link.hook,
+                "device": link.name,
+                "ifindex": link.index or None,
+                "program": link.program,
+                "kind": "filter" if link.is_filter else "link",
+                "current": link.current,
+            }
+            for link in links
+        ],
+    }
+
+
+def device_reasons(report: Report) -> list[str]:
+    """Why this node does not serve what it was asked to. What is served by one program of two, or
+    more slowly, is no reason: problems tell of it."""
+    if report["error"]:
+        return [f"packets from outside are not served: {report['error']}"]
+    return [
+        f"device {row['name']} is not served: {'; '.join(row['problems'] or ()) or 'not known why'}"
+        for row in report["items"]
+        # A pattern may be meant for what is to come.
+        if not row["served"] and not set(row["name"]) & set("*?[")
+    ]

@@ -1,0 +1,240 @@
+"""Which devices are served a packet at a time, and what the programs must know of each. Pure.
+
+What the kernel makes of it, and what an operator should know of that, is in `deviceproblems`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from pointsman import abi
+from pointsman.events import Problem
+from pointsman.values import Address, is_ipv4
+
+#: Among the names of devices: those with a default route. Of modes: native, or TC alone.
+AUTO = "auto"
+NODE, POD = (abi.constants()[name] for name in ("DEVICE_NODE", "DEVICE_POD"))
+NO_ADDRESS = bytes(16)
+_MAX_DEVICES = 256  # MAX_DEVICES, see Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that a silent flow is remembered, as in struct packet_settings."""
+
+    tcp_new: int = 60
+    tcp_open: int = 86400
+    tcp_closing: int = 10
+    udp_new: int = 30
+    udp_open: int = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Packets:
+    """What `up` was asked for about packets. `devices` and `pod_devices` are globs of names."""
+
+    devices: tuple[str, ...] = ()
+    pod_devices: tuple[str, ...] = ()
+    xdp_mode: str = AUTO  # or "native", "generic", "none"
+    dsr: bool = False
+    snat_ports: tuple[int, int] = (61000, 65535)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are packet programs at all."""
+        return bool(self.devices)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device as the kernel tells it. `lower`: ifindex of what a VLAN device stands on, in this
+    namespace, `vlan` its tag; `xdp`: (mode, program id) of what is attached, ours too;
+    `forwards`: whether IPv4, IPv6 that comes in there is forwarded."""
+
+    index: int
+    name: str
+    ethernet: bool = True
+    up: bool = True
+    loopback: bool = False
+    kind: str = ""
+    lower: int = 0
+    vlan: int = 0
+    mtu: int = 1500
+    xdp: tuple[tuple[str, int], ...] = ()
+    lro: bool = False
+    forwards: tuple[bool, bool] = (True, True)
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """An address on a device. `usable`: global, and neither tentative, deprecated nor temporary."""
+
+    index: int
+    address: Address
+    usable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A default route's next hop: its device, the source address that it prefers, the gateway."""
+
+    index: int
+    ipv6: bool = False
+    source: Address | None = None
+    gateway: Address | None = None
+    metric: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The devices of a network namespace at one moment. `local_ports`: first and last port that
+    the kernel gives to connections (net.ipv4.ip_local_port_range)."""
+
+    devices: tuple[Device, ...] = ()
+    addresses: tuple[Assigned, ...] = ()
+    defaults: tuple[Route, ...] = ()
+    local_ports: tuple[int, int] = (32768, 60999)
+
+
+@dataclass(frozen=True, slots=True)
+class Surrounding:
+    """What else decides: this node's own addresses, best first; those of other nodes; the host's
+    sides of pods without hooks, by ifindex; which ports are NodePorts."""
+
+    own_addresses: tuple[Address, ...] = ()
+    other_nodes: frozenset[Address] = frozenset()
+    pods: frozenset[int] = frozenset()
+    node_ports: tuple[int, int] = (30000, 32767)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One element of `devices`, and which programs run there. Addresses are 16 bytes, all zero for
+    a family that the device has none of."""
+
+    device: Device
+    flags: int
+    lower: int = 0
+    vlan: int = 0
+    ipv4: Address = NO_ADDRESS
+    ipv6: Address = NO_ADDRESS
+    xdp: bool = False
+    tc: bool = True
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return tuple(each for each in (self.ipv4, self.ipv6) if each != NO_ADDRESS)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to be served, sorted by ifindex; `unserved` are names that were asked for, and why
+    they can't be."""
+
+    served: tuple[Served, ...] = ()
+    unserved: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+
+def choose(packets: Packets, seen: Seen, around: Surrounding) -> Choice:
+    """The devices to serve among those that are there."""
+    if not packets.wanted:
+        return Choice()
+    unserved: dict[str, str] = {}
+    problems: list[Problem] = []
+    flags: dict[int, int] = {}
+    for device in _node_devices(packets, seen, unserved, problems):
+        flags[device.index] = NODE
+    for device in seen.devices:
+        if device.loopback or not device.ethernet or device.index in flags:
+            continue
+        if device.index in around.pods or _matches(device.name, packets.pod_devices):
+            flags[device.index] = POD
+    by_index = {device.index: device for device in seen.devices}
+    served = {
+        index: _served(by_index[index], flag, packets, seen, around)
+        for index, flag in flags.items()
+    }
+    if packets.xdp_mode != "none":
+        for each in [one for one in served.values() if one.flags & NODE and one.lower]:
+            # Tagged frames come in below; what is not tagged there is none of ours.
+            if (lower := by_index.get(each.lower)) and each.lower not in served:
+                served[lower.index] = Served(lower, 0, xdp=True, tc=False)
+    kept = sorted(served.values(), key=lambda one: (not one.flags & NODE, one.device.index))
+    for each in kept[_MAX_DEVICES:]:
+        unserved[each.device.name] = f"there are more than {_MAX_DEVICES} devices"
+    kept = sorted(kept[:_MAX_DEVICES], key=lambda one: one.device.index)
+    return Choice(tuple(kept), unserved, tuple(problems))
+
+
+def vlans(served: Iterable[Served]) -> dict[tuple[int, int], int]:
+    """The `vlans` map: (ifindex of the lower device, tag) → ifindex of the VLAN's device."""
+    return {(one.lower, one.vlan): one.device.index for one in served if one.lower}
+
+
+def _node_devices(
+    packets: Packets, seen: Seen, unserved: dict[str, str], problems: list[Problem]
+) -> Iterator[Device]:
+    if packets.devices == (AUTO,):
+        indexes = {route.index for route in seen.defaults}
+        found = [d for d in seen.devices if d.index in indexes and not d.loopback]
+        if not found:
+            problems.append(
+                Problem(
+                    "packets from outside are not served: no device has a default route",
+                    "add one, or name devices with --devices ('none' if nobody comes from outside)",
+                    severity="warning",
+                )
+            )
+    else:
+        found = [d for d in seen.devices if _matches(d.name, packets.devices)]
+        for glob in packets.devices:
+            if not any(fnmatchcase(device.name, glob) for device in found):
+                unserved[glob] = "there is no such device"
+    for device in found:
+        if not device.ethernet:
+            unserved[device.name] = "its frames have no Ethernet header"
+        else:
+            yield device
+
+
+def _matches(name: str, globs: Collection[str]) -> bool:
+    """The loopback device has to be named as it is: `*` is not meant to be all devices of all."""
+    return any(fnmatchcase(name, glob) for glob in globs if name != "lo" or glob == "lo")
+
+
+def _served(
+    device: Device, flags: int, packets: Packets, seen: Seen, around: Surrounding
+) -> Served:
+    node = flags == NODE
+    return Served(
+        device,
+        flags,
+        lower=device.lower if device.vlan else 0,
+        vlan=device.vlan,
+        ipv4=_address(device, seen, around, ipv6=False),
+        ipv6=_address(device, seen, around, ipv6=True),
+        # A VLAN's device has no driver of its own: XDP runs on the one below.
+        xdp=node and packets.xdp_mode != "none" and not device.vlan,
+    )
+
+
+def _address(device: Device, seen: Seen, around: Surrounding, *, ipv6: bool) -> Address:
+    """This node's address for what goes out there: the Node's own if it is on that device, else the
+    one that the default route prefers, else the first."""
+    here = [
+        each.address
+        for each in seen.addresses
+        if each.index == device.index and each.usable and is_ipv4(each.address) != ipv6
+    ]
+    for address in around.own_addresses:
+        if address in here:
+            return address
+    everywhere = {each.address for each in seen.addresses}
+    for route in sorted(seen.defaults, key=lambda route: route.metric):
+        if route.index == device.index and route.ipv6 == ipv6 and route.source in everywhere:
+            return route.source or NO_ADDRESS
+    return here[0] if here else NO_ADDRESS

@@ -1,0 +1,177 @@
+"""Follows devices, addresses and routes, on a thread of its own: whoever is to be served has its
+programs and its element of `devices`; next hops to other nodes are kept resolved.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pointsman.attach import DeviceLinks
+from pointsman.devicemaps import DeviceMaps
+from pointsman.deviceproblems import Outcome, problems, rows, unserved_ways
+from pointsman.devices import AUTO, NODE, Choice, Packets, Seen, Surrounding, choose
+from pointsman.events import Problem
+from pointsman.netlink import devices, neighbours
+from pointsman.values import Address
+
+log = logging.getLogger("pointsman.agent")
+
+_TICK = 0.5  # seconds between two looks whether it is to end
+_QUIET, _PATIENCE = 0.05, 1.0  # seconds without a change before a look; with changes, at most
+_AGAIN = 30.0  # seconds until what failed is tried again
+_ROUTES = 15.0  # seconds between two looks for new ways to other nodes
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesNow:
+    """For the status file, a row a device; and all that is wrong."""
+
+    rows: tuple[dict[str, Any], ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+class DeviceWatch:
+    """`put` gets a DevicesNow from the thread of `run`; all else may be called from any thread."""
+
+    def __init__(self, packets: Packets, root: Path, put: Callable[[DevicesNow], None]) -> None:
+        self._put = put
+        self._links = DeviceLinks(root)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._asked = threading.Event()
+        self._packets, self._around = packets, Surrounding()
+        self._programs: Path | None = None
+        self._maps: DeviceMaps | None = None
+        self._told: DevicesNow | None = None
+        self._done: dict[int, Outcome] = {}
+        self._faulty = False
+        self._seen: Seen | None = None
+        self._hops_for: object = None
+        self._hops_at = 0.0
+        self._ways: dict[Address, neighbours.NextHop] = {}
+
+    def begin(self, programs: Path, maps: Path) -> None:
+        """The lookup maps are filled: from here on devices are served, by these programs."""
+        with self._lock:
+            self._programs, self._maps = programs, DeviceMaps(maps)
+        self._asked.set()
+
+    def want(self, packets: Packets, around: Surrounding) -> None:
+        with self._lock:
+            if (packets, around) == (self._packets, self._around):
+                return
+            self._packets, self._around = packets, around
+        self._asked.set()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until `stop`; what is attached stays."""
+        while self._programs is None:
+            if self._stop.wait(_TICK):
+                return
+        monitor = devices.monitor()
+        due, last = True, 0.0
+        try:
+            while not self._stop.is_set():
+                if monitor.changed(0 if due else _TICK):
+                    due = True
+                    quiet_by = time.monotonic() + _PATIENCE
+                    while monitor.changed(_QUIET) and time.monotonic() < quiet_by:
+                        pass
+                again = self._faulty and time.monotonic() - last > _AGAIN
+                if due or again or self._asked.is_set():
+                    self._asked.clear()
+                    if again:
+                        self._done.clear()
+                    due, last = not self._look(), time.monotonic()
+                    if due:
+                        self._stop.wait(1.0)
+        finally:
+            monitor.close()
+            if self._maps:
+                self._maps.close()
+
+    # -- one look ----------------------------------------------------------------------------
+
+    def _look(self) -> bool:
+        """False if it failed, and is to be repeated."""
+        with self._lock:
+            packets, around = self._packets, self._around
+            programs, maps = self._programs, self._maps
+        if programs is None or maps is None:
+            return False
+        try:
+            seen = devices.seen()
+            choice = choose(packets, seen, around)
+            maps.configure(packets)
+            outcomes = self._serve(programs, maps, choice, packets)
+        except OSError as error:
+            log.error("devices could not be followed, it is tried again: %s", error)
+            return False
+        self._keep_neighbours(seen, choice, around)
+        ways = unserved_ways(self._ways, seen, choice)
+        found = (*problems(packets, seen, around, choice, outcomes), *ways)
+        self._faulty = any(each.xdp_fault or each.tc_fault for each in outcomes)
+        self._tell(DevicesNow(tuple(rows(choice, outcomes)), found))
+        return True
+
+    def _serve(
+        self, programs: Path, maps: DeviceMaps, choice: Choice, packets: Packets
+    ) -> list[Outcome]:
+        removed = self._links.keep_only(choice.served)
+        if removed:
+            log.info("detached %s", ", ".join(removed))
+        # What the programs must know comes before them, and goes after them.
+        maps.add(choice.served)
+        mode = "native" if packets.xdp_mode == AUTO else packets.xdp_mode
+        present = self._links.present()
+        before, self._done = self._done, {}
+        for one in choice.served:
+            index = one.device.index
+            known = before.get(index)
+            # A filter goes with its qdisc, which anyone may delete: that is looked at each time.
+            if known is None or known.served != one or known.tc == "clsact":
+                found = self._links.serve(programs, one, mode, present)
+                if known is None or (known.xdp, known.tc) != (found.xdp, found.tc):
+                    log.info("device=%s xdp=%s tc=%s", one.device.name, found.xdp, found.tc)
+                known = found
+            self._done[index] = known
+        maps.keep_only(choice.served)
+        return list(self._done.values())
+
+    def _tell(self, now: DevicesNow) -> None:
+        if now != self._told:
+            self._told = now
+            self._put(now)
+
+    # -- neighbours --------------------------------------------------------------------------
+
+    def _keep_neighbours(self, seen: Seen, choice: Choice, around: Surrounding) -> None:
+        """Not whenever a pod's device comes or goes: there may be thousands of other nodes."""
+        node = tuple(one for one in choice.served if one.flags & NODE)
+        here = tuple((one.device.index, one.addresses) for one in node)
+        key = (around.other_nodes, seen.defaults, here)
+        if key == self._hops_for and time.monotonic() - self._hops_at < _ROUTES:
+            return
+        self._hops_for, self._hops_at = key, time.monotonic()
+        try:
+            self._ways = neighbours.next_hops(around.other_nodes) if node else {}
+            usable = {d.index for d in seen.devices if d.ethernet and d.up and not d.loopback}
+            gateways = {(r.index, r.gateway) for r in seen.defaults if r.gateway and node}
+            wanted = {hop for hop in {*self._ways.values(), *gateways} if hop[0] in usable}
+            ours, others = neighbours.kept_neighbours()
+            for hop in ours - wanted:
+                neighbours.forget_neighbour(hop)
+            for hop in wanted - ours - others:
+                neighbours.keep_neighbour(hop)
+        except OSError as error:  # TC still waits for neighbours, as the kernel does
+            log.warning("neighbours are not kept resolved: %s", error)
+            self._hops_for = None

@@ -1,0 +1,278 @@
+"""Real traffic from a client through a switch to three nodes, each with an agent of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.lab import Lab
+from tests.support.kernel import lacking as lacking_kernel
+from tests.support.kernel import until
+from tests.support.podserver import stream
+from tests.support.topology import CLIENT, NODE_PORT, PORT, VIP, Topology, lacking
+
+FAMILIES = [pytest.param(0, id="IPv4"), pytest.param(1, id="IPv6")]
+
+
+@pytest.fixture(scope="module")
+def built(
+    missing: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Topology]:
+    if lack := lacking_kernel() or lacking():
+        missing(lack)
+    with Lab("packets") as lab:
+        made = Topology(lab, tmp_path_factory.mktemp("topology"))
+        try:
+            for node, number in (("a", 1), ("b", 1), ("b", 2), ("c", 1)):
+                made.add_pod(node, f"{node}{number}")
+            made.publish()
+            made.start_agents()
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def topology(built: Topology) -> Iterator[Topology]:
+    """All nodes and pods well, the Service with its defaults."""
+    _settle(built)
+    yield built
+
+
+def _settle(built: Topology, **spec: object) -> None:
+    """Publishes, and waits until each node serves just that."""
+    built.publish(**spec)
+    names = {pod.name for pod in built.pods.values() if pod.ready}
+
+    def served() -> bool:
+        return all(names == _seen(built, node.addresses.v4, len(names)) for node in _nodes(built))
+
+    if not spec:
+        until(served, "all endpoints to be served by all nodes", 30)
+
+
+def _nodes(built: Topology) -> list:  # type: ignore[type-arg]
+    return list(built.nodes.values())
+
+
+def _seen(built: Topology, address: str, wanted: int, port: int = NODE_PORT) -> set[str]:
+    """Who answers many connections."""
+    found: set[str] = set()
+    for _ in range(60):
+        try:
+            found.add(built.ask(address, port)[0])
+        except OSError:
+            return set()
+        if len(found) == wanted:
+            break
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_every_node_leads_to_every_endpoint(topology: Topology, name: str, family: int) -> None:
+    address = topology.nodes[name].addresses[family]
+    assert _seen(topology, address, 4) == {"a1", "b1", "b2", "c1"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_datagrams_as_long_as_quics(topology: Topology, family: int) -> None:
+    address = topology.nodes["a"].addresses[family]
+    found = {topology.datagram(address, length=1350)[0] for _ in range(60)}
+    assert found == {"a1", "b1", "b2", "c1"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_load_balancers_address(topology: Topology, family: int) -> None:
+    assert _seen(topology, VIP[family], 4, PORT) == {"a1", "b1", "b2", "c1"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_endpoint_here_sees_the_client_one_elsewhere_the_node(
+    topology: Topology, family: int
+) -> None:
+    node = topology.nodes["a"]
+    for _ in range(40):
+        for who, client in (
+            topology.ask(node.addresses[family]),
+            topology.datagram(node.addresses[family]),
+        ):
+            wanted = CLIENT[family] if who == "a1" else node.addresses[family]
+            assert client == wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_traffic_policy_local(topology: Topology, family: int) -> None:
+    _settle(topology, externalTrafficPolicy="Local")
+    address = topology.nodes["b"].addresses[family]
+    until(lambda: _seen(topology, address, 3) == {"b1", "b2"}, "only the endpoints of the node")
+    assert {topology.ask(address)[1] for _ in range(20)} == {CLIENT[family]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_download_is_whole(topology: Topology, family: int) -> None:
+    assert _download(topology, topology.nodes["c"].addresses[family], 20_000_000)
+
+
+def _download(
+    built: Topology, address: str, length: int, midway: Callable[[], None] = lambda: None
+) -> bool:
+    """Whether what came is what was sent; `midway` is called when a part has come."""
+    wanted = hashlib.sha256(stream(length)).hexdigest()
+    found = hashlib.sha256()
+    with built.connect(address) as made, made.makefile("rb") as answer:
+        made.settimeout(60)
+        answer.readline()
+        made.sendall(b"get %d\n" % length)
+        left, called = length, False
+        while left:
+            piece = answer.read(min(left, 1 << 16))
+            assert piece, f"it ended {left} bytes before its end"
+            found.update(piece)
+            left -= len(piece)
+            if not called and left < length / 2:
+                called = True
+                midway()
+    return found.hexdigest() == wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_endpoint_that_fails_gets_nothing_more(topology: Topology, family: int) -> None:
+    pod = topology.pods["b2"]
+    pod.ready = False
+    try:
+        _settle(topology)
+        address = topology.nodes["a"].addresses[family]
+        found = {topology.ask(address)[0] for _ in range(40)}
+        assert found == {"a1", "b1", "c1"}
+    finally:
+        pod.ready = True
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_datagrams_move_from_an_endpoint_that_leaves(topology: Topology, family: int) -> None:
+    address = topology.nodes["a"].addresses[family]
+    with _steady(topology, address) as (say, _):
+        first = say()
+        pod = topology.pods[first]
+        pod.ready = False
+        try:
+            _settle(topology)
+            assert say() != first
+        finally:
+            pod.ready = True
+
+
+class _steady:
+    """One UDP socket of the client: `say()` tells who answered."""
+
+    def __init__(self, built: Topology, address: str) -> None:
+        from tests.cluster.network import inside
+
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with inside(built.client):
+            self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.settimeout(5)
+        self._socket.connect((address, NODE_PORT))
+
+    def say(self) -> str:
+        self._socket.send(bytes(100))
+        return self._socket.recv(2048).split()[0].decode()
+
+    def __enter__(self) -> tuple[Callable[[], str], socket.socket]:
+        return self.say, self._socket
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_flow_of_datagrams_stays_with_one_endpoint(topology: Topology, family: int) -> None:
+    with _steady(topology, topology.nodes["a"].addresses[family]) as (say, _):
+        assert len({say() for _ in range(50)}) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_connections_outlive_the_agent(topology: Topology, family: int) -> None:
+    """kill -9: what is attached goes on, for old connections and for new ones."""
+    node = topology.nodes["a"]
+
+    def midway() -> None:
+        node.agent.kill()
+        assert topology.ask(node.addresses[family])
+
+    try:
+        assert _download(topology, node.addresses[family], 20_000_000, midway)
+    finally:
+        node.agent.start()
+
+
+def test_an_upgrade_during_a_download(topology: Topology, tmp_path: Path) -> None:
+    """Other programs, the same flows: the download goes on, and is whole."""
+    import shutil
+
+    from pointsman import abi
+
+    source = tmp_path / "bpf"
+    shutil.copytree(abi.source_directory(), source)
+    with (source / "packets.c").open("a") as text:
+        text.write("\n/* another version */\n")
+    for node in _nodes(topology):
+        before = node.agent.cli("get", "status", check=False).stdout
+
+        def midway(node=node) -> None:  # type: ignore[no-untyped-def]
+            node.agent.stop()
+            node.agent.start(source=source)
+
+        for address in node.addresses:
+            assert _download(topology, address, 20_000_000, midway)
+        assert before is not None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_node_takes_over_the_load_balancers_address(
+    topology: Topology, family: int
+) -> None:
+    """The router turns to another node: new connections go through."""
+    for name in ("b", "c", "a"):
+        topology.route_vip(name)
+        assert _seen(topology, VIP[family], 4, PORT) == {"a1", "b1", "b2", "c1"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_local_connection_moves_with_its_node(topology: Topology, family: int) -> None:
+    """A connection whose endpoint is chosen alike on both nodes, and whose answers go by the node
+    of the endpoint, survives the move; others end, and are never answered by a stranger."""
+    made = topology.connect(VIP[family], PORT)
+    with made, made.makefile("rb") as lines:
+        pod = lines.readline().split()[0].decode()
+        topology.route_vip("b")
+        try:
+            made.sendall(b"still there?\n")
+            answer = lines.readline()
+            assert answer in (b"still there?\n", b"")
+        except OSError:
+            pass
+        finally:
+            topology.route_vip("a")
+    assert pod in topology.pods
+
+
+def test_a_node_that_fails_takes_only_its_own(built: Topology) -> None:
+    """Last, for the node does not come back."""
+    topology = built
+    _settle(topology)
+    for pod in topology.pods.values():
+        pod.ready = pod.node.name != "c"
+    topology.unplug("c")
+    topology.publish()
+    for family in (0, 1):
+        address = topology.nodes["a"].addresses[family]
+        until(
+            lambda address=address: _seen(topology, address, 4) == {"a1", "b1", "b2"},  # type: ignore[misc]
+            "the endpoints of the other nodes",
+        )

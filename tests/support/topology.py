@@ -1,0 +1,234 @@
+"""Client, switch and nodes as network namespaces: real frames, an agent for each node, and pods.
+
+    client 192.0.2.100 ──┐
+    switch (a bridge) ───┼── node a: eth0 192.0.2.11 ── pods 10.244.1.0/24
+                         ├── node b: eth0 192.0.2.12 ── pods 10.244.2.0/24
+                         └── node c: …
+
+The agents attach to eth0 of their own namespaces, the cgroup of a node is a child of the lab's.
+Nothing leads out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.lab import Lab, Place, stop
+from pointsman import host
+from tests.cluster.network import Addresses, Network, Site, inside, ip, namespace
+from tests.support.agents import AgentProcess, node_of, service_of, slice_of
+from tests.support.kernel import until
+
+CLIENT = Addresses("192.0.2.100", "2001:db8::100")
+VIP = Addresses("203.0.113.80", "2001:db8:80::80")
+CLUSTER_IP = Addresses("10.96.0.7", "fd00:96::7")
+PORT, NODE_PORT, TARGET = 80, 30080, 8080
+SERVICE = "web"
+_SERVER = Path(__file__).parent / "podserver.py"
+
+
+def lacking() -> str:
+    """What this machine lacks for a topology, "" if nothing."""
+    return "" if shutil.which("ethtool") else "ethtool"
+
+
+def _ethtool(place: Path, device: str, *features: str) -> None:
+    command = ["nsenter", f"--net={place}", "ethtool", "-K", device, *features]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@dataclass(slots=True)
+class Pod:
+    """A namespace with a server on TARGET, TCP and UDP."""
+
+    name: str
+    node: Node
+    namespace: Path
+    addresses: Addresses
+    process: subprocess.Popen[str]
+    ready: bool = True
+
+    def kill(self) -> None:
+        """Its server ends without a word to anybody who is connected but RSTs."""
+        stop(self.process)
+
+
+class NodeAgent(AgentProcess):
+    """An agent in a node's namespace, for its eth0."""
+
+    def __init__(self, node: Node, directory: Path, manifests: Path) -> None:
+        self._node = node
+        super().__init__(directory, node.cgroup, f"{node.lab.bpffs.name}/{node.name}")
+        self.manifests.rmdir()
+        self.manifests = manifests
+
+    def start(  # type: ignore[override]
+        self, *options: str, source: Path | None = None, wait: bool = True
+    ) -> None:
+        """`options` come last: --dispatch dsr, --xdp-mode none, …"""
+        where: list[str | Path] = [
+            *("--manifests", self.manifests), *("--cgroup", self.cgroup), *("--bpffs", self.root),
+            *("--run-dir", self.run_dir), *("--state-dir", self.state_dir), *("--dns", "off"),
+            *("--node-name", self._node.name), *("--devices", "eth0"),
+        ]  # fmt: skip
+        command = [sys.executable, "-m", "pointsman.cli.main", "up", *where, *options]
+        with self.log.open("ab") as log:
+            self.process = self._node.lab.start(  # type: ignore[assignment]
+                command, self._node.place, stdout=log, stderr=log, env=self._environment(source)
+            )
+        if wait:
+            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 120)
+
+    def attached(self) -> bool:
+        """And its device is served."""
+        if not super().attached():
+            return False
+        return any(item["served"] for item in self.status().get("devices", {}).get("items", ()))
+
+
+class Node:
+    """A namespace with eth0 on the switch, a cgroup, an agent, and pods behind it."""
+
+    def __init__(self, lab: Lab, site: Site, name: str, directory: Path, manifests: Path) -> None:
+        self.lab, self.site, self.name = lab, site, name
+        self.addresses = site.addresses
+        self.cgroup = lab.group(name)
+        lab.group(f"{name}/host")
+        self.place = Place(site.namespace, self.cgroup / "host")
+        directory.mkdir()
+        self.agent = NodeAgent(self, directory, manifests)
+
+    def manifest(self) -> str:
+        return node_of(self.name, *self.addresses)
+
+
+class Topology:
+    """The whole of it. `with Lab("packets") as lab: Topology(lab, tmp_path)`; the lab ends it."""
+
+    def __init__(self, lab: Lab, directory: Path, nodes: Iterable[str] = ("a", "b", "c")) -> None:
+        self.lab, self._directory = lab, directory
+        host.mount_bpffs(lab.bpffs)
+        lab.bpffs.mkdir(exist_ok=True)
+        self.manifests = directory / "objects"
+        self.manifests.mkdir()
+        self.network = Network(lab)
+        self.client = namespace(lab, "client")
+        lab.plug(self.client, f"{CLIENT.v4}/24", into=self.network.plane, bridge="nodes")
+        ip(self.client, f"addr add {CLIENT.v6}/64 dev eth0 nodad")
+        self.nodes: dict[str, Node] = {}
+        self.pods: dict[str, Pod] = {}
+        for name in nodes:
+            site = self.network.add_site(name)
+            self.nodes[name] = Node(lab, site, name, directory / name, self.manifests)
+        self._offloads()
+        # Nobody answers for the load balancer's address here: a router would choose a node.
+        self.route_vip("a")
+
+    def _offloads(self) -> None:
+        """XDP sees frames as a driver has them: a veth device whose sender leaves checksums to the
+        hardware has none; and one takes frames from XDP_TX and redirects only with GRO, which
+        gives it a receive queue of its own."""
+        for place in (self.client, *(node.site.namespace for node in self.nodes.values())):
+            _ethtool(place, "eth0", "tx", "off")
+            port = "to-" + place.name.removeprefix(f"{self.lab.name}-")[:12]
+            _ethtool(self.network.plane, port, "gro", "on")
+
+    def route_vip(self, name: str) -> None:
+        """As a router that learned of the load balancer's address from that node."""
+        for vip, address in zip(VIP, self.nodes[name].addresses, strict=True):
+            ip(self.client, f"route replace {vip} via {address}")
+
+    def unplug(self, name: str) -> None:
+        """The node is gone without a word: its port of the switch is dead."""
+        port = "to-" + self.nodes[name].site.namespace.name.removeprefix(f"{self.lab.name}-")[:12]
+        ip(self.network.plane, f"link set {port} down")
+
+    # -- what is served ------------------------------------------------------------------------
+
+    def add_pod(self, node: str, name: str) -> Pod:
+        """A pod that serves; `publish` says so to the agents."""
+        where = namespace(self.lab, name)
+        on = self.nodes[node]
+        addresses = on.site.plug_pod(where)
+        _ethtool(where, "eth0", "tx", "off")
+        process = self.lab.start(
+            ["/usr/bin/python3", _SERVER, name, str(TARGET)], Place(where, self.lab.group("pods"))
+        )
+        pod = Pod(name, on, where, addresses, process)
+        self.pods[name] = pod
+        with inside(where):
+            until(lambda: _listens(TARGET), f"the server of {name}")
+        return pod
+
+    def publish(self, **spec: object) -> None:
+        """Nodes, the Service and its endpoints, for all agents."""
+        objects = [node.manifest() for node in self.nodes.values()]
+        status = {"loadBalancer": {"ingress": [{"ip": address} for address in VIP]}}
+        families = {"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack"}
+        wanted = {"type": "LoadBalancer", "nodePort": NODE_PORT, **families, **spec}
+        objects.append(service_of(SERVICE, CLUSTER_IP, PORT, status=status, **wanted))
+        for number, family in enumerate(("IPv4", "IPv6")):
+            members = [
+                (pod.addresses[number], {"nodeName": pod.node.name, "conditions": {"ready": True}})
+                for pod in self.pods.values()
+                if pod.ready
+            ]
+            objects.append(slice_of(SERVICE, members, TARGET, family=family))
+        target = self.manifests / "web.yaml"
+        fresh = self.manifests / ".web"
+        fresh.write_text("\n---\n".join(objects))
+        fresh.rename(target)
+
+    def start_agents(self, *options: str) -> None:
+        for node in self.nodes.values():
+            node.agent.start(*options, wait=False)
+        for node in self.nodes.values():
+            until(node.agent.attached, f"an agent on {node.name}", 120)
+
+    # -- the client ----------------------------------------------------------------------------
+
+    def connect(self, address: str, port: int = NODE_PORT, timeout: float = 5) -> socket.socket:
+        """A TCP connection of the client; the greeting has not been read."""
+        with inside(self.client):
+            return socket.create_connection((address, port), timeout)
+
+    def ask(self, address: str, port: int = NODE_PORT) -> tuple[str, str]:
+        """Who answers one connection, and whom it takes the client for."""
+        with self.connect(address, port) as made, made.makefile("rb") as lines:
+            pod, client, _ = lines.readline().split()
+            return pod.decode(), client.decode()
+
+    def datagram(self, address: str, port: int = NODE_PORT, length: int = 1350) -> tuple[str, str]:
+        """The same of one datagram of that length, and an answer as long."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with inside(self.client), socket.socket(family, socket.SOCK_DGRAM) as made:
+            made.settimeout(5)
+            made.connect((address, port))
+            made.send(bytes(length))
+            answer = made.recv(65536)
+        assert len(answer) == length
+        pod, client, _ = answer.split(b"\n")[0].split()
+        return pod.decode(), client.decode()
+
+    def close(self) -> None:
+        """What the lab does not know of: what the agents pinned."""
+        for node in self.nodes.values():
+            process = node.agent.process
+            if process and process.poll() is None:
+                node.agent.kill()
+            if node.agent.root.exists():
+                node.agent.cli("unload", check=False)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+__all__ = ["CLIENT", "NODE_PORT", "PORT", "VIP", "Node", "NodeAgent", "Pod", "Topology", "lacking"]

@@ -1,0 +1,228 @@
+"""Which devices are served, with which addresses, and what is said of those that can't be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pointsman.deviceproblems import Outcome, problems, rows, unserved_ways
+from pointsman.devices import (
+    NO_ADDRESS,
+    NODE,
+    POD,
+    Assigned,
+    Choice,
+    Device,
+    Packets,
+    Route,
+    Seen,
+    Served,
+    Surrounding,
+    choose,
+    vlans,
+)
+from pointsman.values import to_address
+
+LO = Device(1, "lo", ethernet=False, loopback=True)
+ETH0, ETH1 = Device(2, "eth0"), Device(3, "eth1")
+VLAN = Device(4, "eth1.100", kind="vlan", lower=3, vlan=100)
+POD_END = Device(5, "veth5", kind="veth")
+TUNNEL = Device(6, "wg0", ethernet=False)
+V4, V4_LATER, V6 = map(to_address, ("192.0.2.1", "192.0.2.9", "2001:db8::1"))
+SEEN = Seen(
+    (LO, ETH0, ETH1, VLAN, POD_END, TUNNEL),
+    (
+        Assigned(2, V4),
+        Assigned(2, V4_LATER),
+        Assigned(2, to_address("fe80::1"), usable=False),
+        Assigned(2, V6),
+        Assigned(4, to_address("198.51.100.1")),
+    ),
+    (Route(2, source=None, gateway=to_address("192.0.2.254")),),
+)
+AUTO = Packets(("auto",))
+
+
+def names(choice: Choice) -> dict[str, int]:
+    return {one.device.name: one.flags for one in choice.served}
+
+
+@pytest.mark.parametrize(
+    ("packets", "expected"),
+    [
+        pytest.param(Packets(), {}, id="none-of-them"),
+        pytest.param(AUTO, {"eth0": NODE}, id="those-with-a-default-route"),
+        pytest.param(Packets(("eth1",)), {"eth1": NODE}, id="by-name"),
+        pytest.param(Packets(("eth[01]",)), {"eth0": NODE, "eth1": NODE}, id="by-a-pattern"),
+        pytest.param(
+            Packets(("*",)),
+            {"eth0": NODE, "eth1": NODE, "eth1.100": NODE, "veth5": NODE},
+            id="a-pattern-does-not-mean-loopback-or-what-has-no-frames",
+        ),
+        pytest.param(
+            Packets(("eth1.100",)),
+            {"eth1": 0, "eth1.100": NODE},
+            id="a-vlan-s-frames-are-taken-below-where-nothing-else-is-served",
+        ),
+        pytest.param(
+            Packets(("eth1.100",), xdp_mode="none"),
+            {"eth1.100": NODE},
+            id="without-xdp-a-vlan-needs-nothing-below",
+        ),
+        pytest.param(
+            Packets(("eth0",), ("veth*",)), {"eth0": NODE, "veth5": POD}, id="pods-by-a-pattern"
+        ),
+    ],
+)
+def test_the_devices_that_are_served(packets: Packets, expected: dict[str, int]) -> None:
+    assert names(choose(packets, SEEN, Surrounding())) == expected
+
+
+def test_a_pod_s_device_is_served_by_tc_alone() -> None:
+    choice = choose(AUTO, SEEN, Surrounding(pods=frozenset({5})))
+    pod = choice.served[-1]
+    assert (pod.flags, pod.xdp, pod.tc) == (POD, False, True)
+
+
+def test_xdp_of_a_vlan_is_on_the_device_below() -> None:
+    lower, vlan = choose(Packets(("eth1.100",)), SEEN, Surrounding()).served
+    assert (lower.xdp, lower.tc) == (True, False)
+    assert (vlan.xdp, vlan.tc, vlan.lower, vlan.vlan) == (False, True, 3, 100)
+    assert vlans([lower, vlan]) == {(3, 100): 4}
+
+
+@pytest.mark.parametrize(
+    ("around", "route", "expected"),
+    [
+        pytest.param(Surrounding(), None, V4, id="the-first"),
+        pytest.param(Surrounding(), V4_LATER, V4_LATER, id="the-default-route-s"),
+        pytest.param(Surrounding((V4_LATER,)), V4, V4_LATER, id="the-node-s-own"),
+        pytest.param(
+            Surrounding((to_address("203.0.113.1"),)), None, V4, id="not-one-that-is-elsewhere"
+        ),
+        pytest.param(
+            Surrounding(), to_address("203.0.113.1"), V4, id="nor-one-that-this-node-lacks"
+        ),
+    ],
+)
+def test_the_node_s_address_on_a_device(
+    around: Surrounding, route: bytes | None, expected: bytes
+) -> None:
+    seen = replace(SEEN, defaults=(Route(2, source=route),))
+    (served,) = choose(AUTO, seen, around).served
+    assert (served.ipv4, served.ipv6) == (expected, V6)
+
+
+def test_a_link_local_address_is_none() -> None:
+    seen = replace(SEEN, addresses=SEEN.addresses[:3])
+    assert choose(AUTO, seen, Surrounding()).served[0].ipv6 == NO_ADDRESS
+
+
+def test_more_devices_than_the_map_has_room_for_leave_out_pods() -> None:
+    many = tuple(Device(n, f"tap{n}") for n in range(10, 300))
+    choice = choose(
+        Packets(("eth0",), ("tap*",)), replace(SEEN, devices=(*many, ETH0)), Surrounding()
+    )
+    assert len(choice.served) == 256
+    assert choice.served[0].device == ETH0
+    assert len(choice.unserved) == 35
+
+
+def said(packets: Packets, seen: Seen = SEEN, *outcomes: Outcome) -> list[tuple[str, str]]:
+    """Severity and text of each problem."""
+    around = Surrounding()
+    found = problems(packets, seen, around, choose(packets, seen, around), outcomes)
+    return [(each.severity, str(each)) for each in found]
+
+
+SERVED = Served(ETH0, NODE, ipv4=V4, xdp=True)
+
+
+@pytest.mark.parametrize(
+    ("packets", "outcome", "severity", "words"),
+    [
+        pytest.param(
+            AUTO, Outcome(SERVED, "none", "tcx", "its driver has none"), "warning",
+            ("eth0", "no native XDP", "at TC", "--xdp-mode none"), id="no-driver-support",
+        ),
+        pytest.param(
+            Packets(("eth0",), xdp_mode="native"), Outcome(SERVED, "none", "tcx", "x"), "error",
+            ("eth0", "no native XDP"), id="native-was-asked-for",
+        ),
+        pytest.param(
+            AUTO, Outcome(SERVED, "none", "tcx", "busy", foreign=77), "warning",
+            ("eth0", "id 77", "ip link set dev eth0 xdp off"), id="another-s-program",
+        ),
+        pytest.param(
+            AUTO, Outcome(SERVED, "none", "none", "x", "y"), "error", ("not served", "x", "y"),
+            id="nothing-works",
+        ),
+        pytest.param(
+            AUTO, Outcome(SERVED, "native", "none", "", "y"), "error", ("replies", "6.6"),
+            id="no-way-back",
+        ),
+        pytest.param(
+            AUTO, Outcome(replace(SERVED, ipv4=NO_ADDRESS), "native", "tcx"), "warning",
+            ("no address",), id="no-address",
+        ),
+        pytest.param(
+            AUTO,
+            Outcome(replace(SERVED, device=replace(ETH0, forwards=(False, True))), "native", "tcx"),
+            "warning", ("net.ipv4.ip_forward", "sysctl -w"), id="no-forwarding",
+        ),
+        pytest.param(
+            AUTO, Outcome(replace(SERVED, device=replace(ETH0, lro=True)), "native", "tcx"),
+            "warning", ("LRO", "ethtool -K eth0 lro off"), id="lro",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_device(
+    packets: Packets, outcome: Outcome, severity: str, words: tuple[str, ...]
+) -> None:
+    ((found, text),) = said(packets, SEEN, outcome)
+    assert found == severity
+    assert all(word in text for word in words), text
+
+
+def test_nothing_is_said_of_a_device_that_works() -> None:
+    assert said(AUTO, SEEN, Outcome(SERVED, "native", "tcx")) == []
+
+
+@pytest.mark.parametrize(
+    ("packets", "severity", "words"),
+    [
+        pytest.param(Packets(("eth7",)), "error", "device eth7", id="a-name"),
+        pytest.param(Packets(("bond*",)), "warning", "device bond*", id="a-pattern"),
+        pytest.param(Packets(("wg0",)), "error", "no Ethernet header", id="no-frames"),
+        pytest.param(
+            Packets(("eth0",), snat_ports=(50000, 60000)), "warning", "ip_local_port_range",
+            id="ports-of-connections",
+        ),
+        pytest.param(
+            Packets(("eth0",), snat_ports=(32000, 32100)), "warning", "the NodePorts",
+            id="ports-of-services",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_the_options(packets: Packets, severity: str, words: str) -> None:
+    ((found, text),) = said(packets)
+    assert (found, words in text) == (severity, True), text
+
+
+def test_without_a_default_route_that_is_said() -> None:
+    assert "no device has a default route" in said(AUTO, replace(SEEN, defaults=()))[0][1]
+
+
+def test_another_way_to_other_nodes_is_told() -> None:
+    ways = {to_address("198.51.100.7"): (4, to_address("198.51.100.7")), V4: (2, V4)}
+    (found,) = unserved_ways(ways, SEEN, choose(AUTO, SEEN, Surrounding()))
+    assert "eth1.100" in str(found)
+    assert "198.51.100.7" in str(found)
+
+
+def test_a_row_for_each_device_also_for_one_that_is_not_there() -> None:
+    choice = choose(Packets(("eth0", "eth7")), SEEN, Surrounding())
+    found = rows(choice, [Outcome(one, "native", "tcx") for one in choice.served])
+    assert [(row["name"], row["served"]) for row in found] == [("eth0", True), ("eth7", False)]
+    assert found[0]["addresses"] == ["192.0.2.1", "2001:db8::1"]
