@@ -63,8 +63,8 @@ struct quote {
 	__u32 l3;
 	__u32 l4;
 	__be16 ip_check;
-	__be16 l4_check; /* 0: there is none, or it was cut off */
-	__u32 l4_check_at;
+	__be16 l4_check;
+	__u32 l4_check_at; /* 0: there is none, or it was cut off */
 };
 
 /* True if the message is an error about a TCP or UDP packet. */
@@ -115,8 +115,9 @@ static __always_inline bool read_quote(void *ctx, const bool xdp, const struct p
 	q->l4_check_at = q->l4 + (q->tuple.proto == IPPROTO_TCP ? 16 : 6);
 	/* What is not there is not amended: it is beyond the 8 bytes that an error must quote. */
 	if (q->l4_check_at + 2 > p->l3 + p->ip_length ||
-	    !get_bytes(ctx, xdp, q->l4_check_at, &q->l4_check, 2))
-		q->l4_check = 0;
+	    !get_bytes(ctx, xdp, q->l4_check_at, &q->l4_check, 2) ||
+	    (!q->l4_check && q->tuple.proto == IPPROTO_UDP))
+		q->l4_check_at = 0;
 	return true;
 }
 
@@ -143,7 +144,7 @@ static __always_inline bool rewrite_error(void *ctx, const bool xdp, const struc
 	} else {
 		sum += outer; /* its pseudo-header */
 	}
-	if (l4_check) {
+	if (q->l4_check_at) {
 		l4_check = amend(l4_check, change.addresses + change.ports);
 		if (!l4_check && q->tuple.proto == IPPROTO_UDP)
 			l4_check = 0xffff;

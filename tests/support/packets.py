@@ -11,8 +11,9 @@ import errno
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
-from pointsman.bpf import _libbpf, _RunOpts
+from pointsman.bpf import _libbpf, _RunOpts, obj_pin
 
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TC_OK, TC_SHOT, TC_REDIRECT, TC_UNSPEC = 0, 2, 7, 0xFFFFFFFF
@@ -67,6 +68,19 @@ def test_run(program: int, frame: bytes, ifindex: int, *, xdp: bool) -> Outcome:
 
 
 test_run.__test__ = False  # type: ignore[attr-defined] # no test of its own, whatever its name
+
+
+def pin_pass(path: Path) -> None:
+    """Pins an XDP program that lets everything pass."""
+    instructions = struct.pack("<BBhi", 0xB7, 0, 0, XDP_PASS) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+    program = _libbpf.bpf_prog_load(6, b"pass", b"GPL", instructions, ctypes.c_size_t(2), None)
+    if program < 0:
+        raise OSError(ctypes.get_errno(), "load a program that passes everything")
+    try:
+        obj_pin(program, path)
+    finally:
+        os.close(program)
+
 
 #: Frames that the kernel takes for none at all: too short for an Ethernet header, or too long.
 NO_FRAME = (errno.EINVAL, errno.ENOMEM)

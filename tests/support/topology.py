@@ -24,6 +24,7 @@ from pointsman import host
 from tests.cluster.network import Addresses, Network, Site, inside, ip, namespace
 from tests.support.agents import AgentProcess, node_of, service_of, slice_of
 from tests.support.kernel import until
+from tests.support.packets import pin_pass
 
 CLIENT = Addresses("192.0.2.100", "2001:db8::100")
 VIP = Addresses("203.0.113.80", "2001:db8:80::80")
@@ -38,9 +39,14 @@ def lacking() -> str:
     return "" if shutil.which("ethtool") else "ethtool"
 
 
+def _inside(place: Path, *command: str) -> None:
+    whole = ["nsenter", f"--net={place}", *command]
+    done = subprocess.run(whole, capture_output=True, text=True)
+    assert not done.returncode, f"{command}: {done.stderr}"
+
+
 def _ethtool(place: Path, device: str, *features: str) -> None:
-    command = ["nsenter", f"--net={place}", "ethtool", "-K", device, *features]
-    subprocess.run(command, check=True, capture_output=True)
+    _inside(place, "ethtool", "-K", device, *features)
 
 
 @dataclass(slots=True)
@@ -131,13 +137,23 @@ class Topology:
         self.route_vip("a")
 
     def _offloads(self) -> None:
-        """XDP sees frames as a driver has them: a veth device whose sender leaves checksums to the
-        hardware has none; and one takes frames from XDP_TX and redirects only with GRO, which
-        gives it a receive queue of its own."""
-        for place in (self.client, *(node.site.namespace for node in self.nodes.values())):
-            _ethtool(place, "eth0", "tx", "off")
-            port = "to-" + place.name.removeprefix(f"{self.lab.name}-")[:12]
-            _ethtool(self.network.plane, port, "gro", "on")
+        """XDP sees frames as a driver has them, so none may come whose checksum is left to the
+        hardware. And what XDP sends with XDP_TX the other end of a veth pair takes at once only if
+        it has an XDP program, too (drivers/net/veth.c): switch ports get one that passes all."""
+        _ethtool(self.client, "eth0", "tx", "off")
+        passes = self.lab.bpffs / "pass"
+        pin_pass(passes)
+        for node in self.nodes.values():
+            _ethtool(node.site.namespace, "eth0", "tx", "off")
+            # Not by `ip -n`, which has a /sys of its own, without what is pinned.
+            _inside(
+                self.network.plane,
+                *("ip", "link", "set", "dev", self._port(node), "xdpdrv", "pinned", str(passes)),
+            )
+
+    def _port(self, node: Node) -> str:
+        """The switch's end of a node's eth0, as the lab names it."""
+        return "to-" + node.site.namespace.name.removeprefix(f"{self.lab.name}-")[:12]
 
     def route_vip(self, name: str) -> None:
         """As a router that learned of the load balancer's address from that node."""
@@ -146,8 +162,7 @@ class Topology:
 
     def unplug(self, name: str) -> None:
         """The node is gone without a word: its port of the switch is dead."""
-        port = "to-" + self.nodes[name].site.namespace.name.removeprefix(f"{self.lab.name}-")[:12]
-        ip(self.network.plane, f"link set {port} down")
+        ip(self.network.plane, f"link set {self._port(self.nodes[name])} down")
 
     # -- what is served ------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ def test_a_range_is_read_and_shown(text: str, shown: str, bits: int) -> None:
 
 @pytest.mark.parametrize("text", ["10.0.0.0", "10.0.0.0/33", "010.0.0.0/8", "::ffff:10.0.0.0/104"])
 def test_what_is_no_range_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="CIDR|prefix|leading zero|IPv4-mapped"):
+    with pytest.raises(ValueError, match=r"CIDR|prefix|leading zero|IPv4-mapped"):
         parse(text)
 
 

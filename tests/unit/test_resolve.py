@@ -398,7 +398,7 @@ def test_equal_input_gives_equal_entries() -> None:
 
 OUTSIDE, LOCALLY, RANGES = (FLAGS[f"PACKETS_{n}"] for n in ("OUTSIDE", "LOCAL", "RANGES"))
 ON_THIS, ELSEWHERE = FLAGS["SLOT_HERE"], FLAGS["SLOT_ELSEWHERE"]
-BOTH = (HERE, THERE)
+EVERYWHERE = (HERE, THERE)
 
 
 def served_outside(entries: dict[str, Entry]) -> dict[str, tuple[int, int, int]]:
@@ -413,16 +413,16 @@ def served_outside(entries: dict[str, Entry]) -> dict[str, tuple[int, int, int]]
 @pytest.mark.parametrize(
     ("service", "endpoints", "expected"),
     [
-        pytest.param(a_service(), BOTH, {}, id="a-cluster-ip-is-for-those-inside"),
+        pytest.param(a_service(), EVERYWHERE, {}, id="a-cluster-ip-is-for-those-inside"),
         pytest.param(
             a_service(**NODE_PORT),
-            BOTH,
+            EVERYWHERE,
             {"0.0.0.0:30080/TCP": (OUTSIDE, 2, EMPTY_REFUSE)},
             id="a-node-port",
         ),
         pytest.param(
             a_service(**EXTERNAL, **LOCAL),
-            BOTH,
+            EVERYWHERE,
             {
                 "203.0.113.1:80/TCP": (OUTSIDE | LOCALLY, 1, EMPTY_UNREACHABLE),
                 "198.51.100.1:80/TCP": (OUTSIDE | LOCALLY, 1, EMPTY_UNREACHABLE),
@@ -443,7 +443,7 @@ def served_outside(entries: dict[str, Entry]) -> dict[str, tuple[int, int, int]]
         ),
         pytest.param(
             a_service(**NODE_PORT, internal_traffic_policy="Local"),
-            BOTH,
+            EVERYWHERE,
             {"0.0.0.0:30080/TCP": (OUTSIDE, 2, EMPTY_REFUSE)},
             id="the-internal-policy-is-not-for-them",
         ),
@@ -454,7 +454,7 @@ def served_outside(entries: dict[str, Entry]) -> dict[str, tuple[int, int, int]]
                 load_balancer_source_ranges=("192.0.2.0/24",),
                 external_ips=("203.0.113.1",),
             ),
-            BOTH,
+            EVERYWHERE,
             {
                 "203.0.113.1:80/TCP": (OUTSIDE, 2, EMPTY_REFUSE),
                 "203.0.113.9:80/TCP": (OUTSIDE | RANGES, 2, EMPTY_REFUSE),
@@ -470,13 +470,13 @@ def served_outside(entries: dict[str, Entry]) -> dict[str, tuple[int, int, int]]
                 external_ips=(VIP.ip,),
                 ports=(ServicePort(port=80),),
             ),
-            BOTH,
+            EVERYWHERE,
             {"203.0.113.9:80/TCP": (OUTSIDE | RANGES, 2, EMPTY_REFUSE)},
             id="also-if-it-is-an-external-ip-as-well",
         ),
         pytest.param(
             a_service(type="LoadBalancer", ingress=(MAPPED,), ports=(ServicePort(port=80),)),
-            BOTH,
+            EVERYWHERE,
             {},
             id="not-what-the-load-balancer-itself-answers",
         ),
@@ -489,12 +489,12 @@ def test_what_clients_outside_get(
 
 
 def test_where_endpoints_are_is_asked_only_for_what_clients_outside_get() -> None:
-    exposed = of(a_service(**NODE_PORT), a_slice(*BOTH)).values()
+    exposed = of(a_service(**NODE_PORT), a_slice(*EVERYWHERE)).values()
     real = [entry for entry in exposed if not entry.frontend.wildcard]
     assert {entry.places for entry in real} == {(ON_THIS, ELSEWHERE)}
-    assert {entry.places for entry in of(a_service(), a_slice(*BOTH)).values()} == {()}
+    assert {entry.places for entry in of(a_service(), a_slice(*EVERYWHERE)).values()} == {()}
     # A port that has nothing but the ClusterIP, although the Service is of type NodePort.
-    only = of(a_service(**NODE_PORT, ports=(ServicePort(port=80),)), a_slice(*BOTH)).values()
+    only = of(a_service(**NODE_PORT, ports=(ServicePort(port=80),)), a_slice(*EVERYWHERE)).values()
     assert {entry.places for entry in only} == {()}
 
 

@@ -38,3 +38,8 @@ def node(loaded_node: Node) -> Iterator[Node]:
     loaded_node.reset()
     yield loaded_node
     loaded_node.reset()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """All of it runs the real programs."""
+    item.add_marker(pytest.mark.kernel)
