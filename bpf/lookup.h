@@ -286,8 +286,9 @@ static __always_inline int compare(const struct slot *slot, const __be32 *addr, 
 	return 0;
 }
 
-/* The slot of this endpoint in the set, NULL if it is no member: a set is sorted. */
-static __always_inline struct slot *find_member(__u64 set, const __be32 *addr, __be16 port)
+/* The last slot of the set that is not behind this endpoint: a set is sorted. NULL if it is out of
+ * the map. */
+static __always_inline struct slot *find_last(__u64 set, const __be32 *addr, __be16 port)
 {
 	__u32 first = (__u32)set, length = set >> 32;
 	struct slot *slot;
@@ -304,7 +305,14 @@ static __always_inline struct slot *find_member(__u64 set, const __be32 *addr, _
 			first = index;
 		length -= half;
 	}
-	slot = slots.lookup(&first);
+	return slots.lookup(&first);
+}
+
+/* The slot of this endpoint in the set, NULL if it is no member. */
+static __always_inline struct slot *find_member(__u64 set, const __be32 *addr, __be16 port)
+{
+	struct slot *slot = find_last(set, addr, port);
+
 	return slot && !compare(slot, addr, port) ? slot : NULL;
 }
 

@@ -504,6 +504,76 @@ static __always_inline int on_icmp(struct pass *pass, const bool xdp)
 	return GO_ON(xdp);
 }
 
+/* DSR, at the endpoint's node: the tunnel leads to the endpoint, which answers the client itself. */
+static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	struct target room = {}, *to = &room;
+	__u32 shift = p->l4 - p->l3, id, failed;
+	struct service *sender;
+	struct flow *flow;
+	struct slot *slot;
+	enum kind kind;
+	bool ipv4 = p->ipv4;
+
+	if (!pass->how->dsr || pass->hook == HOOK_TC_EGRESS || !(pass->device & DEVICE_NODE) ||
+	    p->inner != (ipv4 ? IPPROTO_IPIP : IPPROTO_IPV6))
+		return GO_ON(xdp);
+	sender = find_wildcard(p->tuple.source, &id);
+	if (!sender || !(sender->flags & (SERVICE_NODE | SERVICE_REMOTE_NODE)))
+		return GO_ON(xdp);
+	copy_address(of->key.destination, p->tuple.destination);
+	p->l3 = p->l4;
+	kind = ipv4 ? parse_ipv4(headers_of(pass->ctx, xdp), p) :
+		      parse_ipv6(headers_of(pass->ctx, xdp), p);
+	if (kind == OTHER || !is_sender(p->tuple.source) || !is_transport(p->tuple.proto))
+		return GO_ON(xdp);
+	if (p->fragment == LATER_FRAGMENT ? !recall_ports(of, pass->now) :
+					    parse_ports(headers_of(pass->ctx, xdp), p) == OTHER)
+		return GO_ON(xdp);
+	flow = flow_of(pass);
+	if (!flow) {
+		if (!find_outside(&p->tuple, to) || !(to->set >> 32))
+			return GO_ON(xdp);
+		slot = find_last(to->set, of->key.destination, bpf_htons(0xffff));
+		if (!slot || !same_address(slot->addr, of->key.destination))
+			return GO_ON(xdp);
+		flow = &of->flow;
+		__builtin_memset(flow, 0, sizeof(*flow));
+		flow->other.proto = p->tuple.proto;
+		copy_address(flow->other.source, slot->addr);
+		copy_address(flow->other.destination, p->tuple.source);
+		flow->other.source_port = slot->port;
+		flow->owner = to->service->owner;
+		flow->endpoint = slot->endpoint;
+		flow->generation = slot->generation;
+		failed = begin_flow(pass->how, &p->tuple, flow, &of->reply, true, pass->now);
+		if (failed) {
+			tell(pass, failed, &p->tuple, flow->owner);
+			return END(xdp);
+		}
+		tell(pass, FLOW_BEGUN, &p->tuple, flow->owner);
+	} else if (flow->flags & (FLOW_REMOTE | FLOW_DSR | FLOW_REPLY)) {
+		return GO_ON(xdp);
+	}
+	if (p->fragment == FIRST_FRAGMENT)
+		recall_ports(of, pass->now);
+	mirror(&of->to, &flow->other);
+	if (xdp ? !take_link(pass->ctx, &of->answer.link) || bpf_xdp_adjust_head(pass->ctx, shift) :
+		  bpf_skb_adjust_room(pass->ctx, -(int)shift, BPF_ADJ_ROOM_MAC, 0))
+		return END(xdp);
+	p->l3 -= shift;
+	p->l4 -= shift;
+	if ((xdp && !put_link(pass->ctx, &of->answer.link, is_tagged(p))) ||
+	    !rewrite(pass->ctx, xdp, p, &of->to, false)) {
+		tell(pass, DROP_MALFORMED, &of->to, flow->owner);
+		return END(xdp);
+	}
+	tell(pass, PACKET_HERE, &of->to, flow->owner);
+	return GO_ON(xdp);
+}
+
 static __always_inline int process(struct pass *pass, const bool xdp)
 {
 	struct scratch *of = pass->of;
@@ -541,7 +611,7 @@ static __always_inline int process(struct pass *pass, const bool xdp)
 		return on_transport(pass, xdp);
 	if (kind == ICMP_MESSAGE)
 		return on_icmp(pass, xdp);
-	return GO_ON(xdp);
+	return on_tunnel(pass, xdp);
 }
 
 int xdp_ingress(struct xdp_md *ctx)

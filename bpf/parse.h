@@ -15,7 +15,7 @@
 #define MAX_EXTENSIONS 6 /* headers between an IPv6 header and its payload */
 #define MAX_L4 192 /* where the payload of IP begins, at most */
 /* Offsets that are kept in a map: for the verifier they could be anything. */
-#define MASK_L3 31
+#define MASK_L3 127
 #define MASK_L4 255
 #define MAX_PULL 256 /* of a packet that TC has: this much is read directly */
 

@@ -66,5 +66,7 @@ def endpoint_sets(
 
 
 def _set(endpoints: tuple[Backend, ...], empty: int, where: Mapping[Backend, int]) -> EndpointSet:
-    found = tuple(where.get(backend, 0) for backend in endpoints) if where else ()
+    if not where:
+        return EndpointSet(endpoints, (), empty)
+    found = tuple(where.get(backend, 0) for backend in endpoints)
     return EndpointSet(endpoints, found if any(found) else (), empty)

@@ -158,13 +158,11 @@ class Outsides:
         ref: Ref,
         service: int,
         owner: int,
-        wanted: Outside | None,
+        wanted: Outside,
         extent: Extent | None,
         plan: Plan,
-    ) -> Served | None:
+    ) -> Served:
         """A new frontend, whose element of services is still to be written."""
-        if wanted is None:
-            return None
         sources = self._admissible(ref, _NOBODY, wanted)
         plan.admitted += [(service, source) for source in sources]
         table = self._table(ref, owner, extent, plan)

@@ -199,12 +199,17 @@ class Planner:
     def _add(self, ref: Ref, entry: Entry, plan: Plan) -> None:
         service = self._books.take_service(entry.frontend)
         try:
-            owner, (extent, beyond) = self._books.sets_of(entry.owner, _sets(entry), plan)
+            wanted = _sets(entry)
+            # Most have no outside set: one less to ask for.
+            asked = wanted if entry.outside else wanted[:1]
+            owner, (extent, *more) = self._books.sets_of(entry.owner, asked, plan)
         except Full:
             self._books.give_back_service(service)
             raise
         self._books.join(owner)
-        outside = self._outsides.begin(ref, service, owner, entry.outside, beyond, plan)
+        outside = None
+        if entry.outside:
+            outside = self._outsides.begin(ref, service, owner, entry.outside, more[0], plan)
         packed = _pack_service(
             value_of(extent, entry.empty),
             owner,
@@ -235,12 +240,13 @@ class Planner:
         config, same_owner = placed.config(), self._books.owner_id(entry.owner) == placed.owner
         owner, want = placed.owner, _sets(entry)
         have = [placed.extent, placed.outside.extent if placed.outside else None]
-        asked = [i for i in (0, 1) if not (same_owner and _is(have[i], want[i]))]
-        after = have.copy()
-        if asked:
+        asked, after = [], have
+        if not (same_owner and _is(have[0], want[0]) and _is(have[1], want[1])):
+            asked = [i for i in (0, 1) if not (same_owner and _is(have[i], want[i]))]
             owner, found = self._books.sets_of(
                 entry.owner, [want[i] for i in asked], plan, shrinks=_slots(have) > _room(want)
             )
+            after = have.copy()
             for i, extent in zip(asked, found, strict=True):
                 after[i] = extent
         if value_of(after[0], entry.empty) != value_of(have[0], placed.empty):

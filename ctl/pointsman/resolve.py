@@ -24,7 +24,7 @@ from pointsman.names import remote_address_fault
 from pointsman.nodes import in_cidrs
 from pointsman.objects import EndpointSlice, Service, ServicePort
 from pointsman.ranges import Source
-from pointsman.sourceranges import admission
+from pointsman.sourceranges import Admission, admission
 from pointsman.values import (
     ANY_IPV4,
     ANY_IPV6,
@@ -46,6 +46,7 @@ ALGORITHM_RANDOM = _ABI["ALGORITHM_RANDOM"]
 _THIS_NODE, _GUARDED = _ABI["SERVICE_THIS_NODE"], _ABI["SERVICE_GUARDED"]
 _NODE_PORT, _PASS = _ABI["SERVICE_NODE_PORT"], _ABI["SERVICE_PASS"]
 _RANGES = _ABI["PACKETS_RANGES"]
+_EVERYBODY = Admission({})
 _DAY = 86400
 _AFFINITY = 10800  # seconds: the API server's default
 
@@ -142,10 +143,11 @@ class _Work:
         meta = self.service.metadata
         addresses = cluster_addresses(self.service)
         external = dict(self._external({is_ipv4(address) for address in addresses}))
-        admitted = admission(
-            self.service, {is_ipv4(a) for a, known in external.items() if known.balancer}
-        )
-        self.problems += admitted.problems
+        admitted = _EVERYBODY
+        if external and spec.load_balancer_source_ranges:
+            balancers = {is_ipv4(a) for a, known in external.items() if known.balancer}
+            admitted = admission(self.service, balancers)
+            self.problems += admitted.problems
         self._warn_of_local(addresses)
         self._warn_of_hints()
         node_port_flags = _NODE_PORT | (_GUARDED if policy.bind_guard else 0)
@@ -160,7 +162,7 @@ class _Work:
             node_port = port.node_port if spec.type in ("NodePort", "LoadBalancer") else 0
             for address in addresses:
                 ipv4 = is_ipv4(address)
-                near = {a: known for a, known in external.items() if is_ipv4(a) == ipv4}
+                near = [(a, known) for a, known in external.items() if is_ipv4(a) == ipv4]
                 sets = endpoint_sets(
                     self.service,
                     self.slices,
@@ -171,7 +173,7 @@ class _Work:
                 )
                 if address not in self.context.local_addresses:
                     self._add(address, port.port, port, owner, sets.cluster_ip)
-                for other, known in near.items():
+                for other, known in near:
                     sources = admitted.sources.get(ipv4) if known.balancer else None
                     outside = _limited(sets.outside, sources)
                     self._add(other, port.port, port, owner, sets.others, known.flags, outside)
