@@ -151,7 +151,8 @@ struct affinity {
 	__u32 check; /* of key, address and port: elements of an LRU map are used again while read */
 };
 
-/* maglev: 32 entries of a table: each the place of an endpoint in the set. */
+/* maglev: 32 entries of a table: each the place of an endpoint in the set. Behind the last entry stand
+ * eight bytes by which the agent knows the endpoints that the table was made for. */
 struct line {
 	__u16 place[32];
 };

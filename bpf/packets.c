@@ -430,9 +430,14 @@ static __always_inline int begin(struct pass *pass, const bool xdp)
 			flow->flags |= FLOW_REMOTE;
 		}
 	}
-	/* The endpoint knows nothing of this connection, and through this node never will. */
-	if (p->tuple.proto == IPPROTO_TCP && p->tcp_flags & TCP_RST)
-		return END(xdp);
+	/*
+	 * A connection that began elsewhere: before Pointsman, by kube-proxy, which still translates it; or
+	 * by way of another node, under an address of that node's. The stack deals with it. Only in a
+	 * tunnel does it go on, for the tables of all nodes are equal and the client's address stays.
+	 */
+	if (p->tuple.proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
+	    !(flow->flags & FLOW_DSR))
+		return GO_ON(xdp);
 	failed = begin_flow(pass->how, &p->tuple, flow, &of->reply, !(flow->flags & FLOW_REMOTE),
 			    pass->now);
 	if (failed) {

@@ -10,10 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import cluster, control, datapath
+from tests.bench import cluster, control, datapath, traffic
 from tests.support.kernel import lacking
 
-ALL = {**datapath.BENCHES, **control.BENCHES, **cluster.BENCHES}
+ALL = {**datapath.BENCHES, **control.BENCHES, **cluster.BENCHES, **traffic.BENCHES}
 
 
 def main() -> None:

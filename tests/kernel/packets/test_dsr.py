@@ -15,6 +15,7 @@ from tests.kernel.packets.world import (
     FAMILIES,
     IN_RANGE,
     LOCAL,
+    MANY,
     REMOTE,
     TARGET,
     V4,
@@ -93,3 +94,15 @@ def test_the_tunnels_header_counts_for_the_mtu(node: Node, f: Family) -> None:
     message = told(f, node.send(arriving(about)).frame, about)
     mtu = message.mtu if isinstance(message, ICMPv6PacketTooBig) else message.nexthopmtu
     assert mtu == max(NARROW - HEADER[repr(f)], 0 if f is V4 else 1280)
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_a_connection_that_began_at_another_node_goes_on(node: Node, f: Family) -> None:
+    """The tables of all nodes are equal, so it goes to the endpoint that it had."""
+    node.send(arriving(syn(f, MANY)))
+    first = [flow.becomes_to for flow in node.lab.flows()]
+    node.lab.forget()
+    node.lab.configure(dsr=1)
+    outcome = node.send(arriving(f.tcp((f.client, IN_RANGE), (f.node, MANY), "A")))
+    assert outcome.verdict == SEND
+    assert [flow.becomes_to for flow in node.lab.flows()] == first

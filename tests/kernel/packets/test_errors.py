@@ -98,6 +98,8 @@ def same_error(
 def begin(node: Node, f: Family, quote: Quote, port: int, hook: str = XDP) -> int:
     """A flow like the quoted one, answered; the client's port."""
     sport = IN_RANGE if port == REMOTE else OUT_OF_RANGE
+    if quote is segment:
+        node.send(arriving(f.tcp((f.client, sport), (f.node, port))), hook)
     node.send(arriving(quote(f, (f.client, sport), (f.node, port))), hook)
     return sport
 

@@ -14,7 +14,6 @@ from tests.kernel.packets.world import (
     GATEWAY_MAC,
     IN_RANGE,
     LOCAL,
-    MANY,
     REMOTE,
     TARGET,
     V4,
@@ -257,11 +256,14 @@ def test_a_connection_whose_service_is_gone_goes_on(node: Node, f: Family) -> No
 
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)
-def test_an_unknown_connection_goes_where_its_syn_would_have(node: Node, f: Family) -> None:
-    """Another node had it until now: with equal tables the endpoint is the same."""
-    first = endpoint_of(f, client_says(node, f, port=MANY))
-    node.lab.forget()
-    assert endpoint_of(f, client_says(node, f, "A", MANY)) == first
+@pytest.mark.parametrize("flags", ["A", "PA", "FA", "RA", "SA"])
+@pytest.mark.parametrize("port", [REMOTE, LOCAL])
+def test_an_unknown_connection_is_the_stacks(node: Node, f: Family, port: int, flags: str) -> None:
+    """Most likely it is one that kube-proxy has translated from the beginning."""
+    packet = f.tcp((f.client, IN_RANGE), (f.node, port), flags)
+    outcome = node.send(arriving(packet))
+    assert (outcome.verdict, outcome.frame) == (PASS, bytes(arriving(packet)))
+    assert not node.lab.flows()
 
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)

@@ -135,7 +135,7 @@ CASES = [
          SEND, lambda f: leaving(extended(f, f.node, (f.remote, TARGET), 63)), families=(V6,)),
     Case("TCP with payload and options", lambda f: arriving(
          _rich(syn(f, flags="PA", data=b"x" * 77))), SEND,
-         lambda f: leaving(_rich(sent(f, flags="PA", data=b"x" * 77)))),
+         lambda f: leaving(_rich(sent(f, flags="PA", data=b"x" * 77))), (_SYN,)),
     Case("SYN-ACK of the endpoint", lambda f: arriving(answer(f)), SEND,
          lambda f: leaving(answered(f), GATEWAY_MAC), (_SYN,), counts={"PACKET_REPLIED": 1}),
     Case("SYN-ACK of an endpoint beyond another device",

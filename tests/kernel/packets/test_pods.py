@@ -153,7 +153,7 @@ def test_a_pod_with_an_endpoint_of_its_own_serves_clients_outside(node: Node, f:
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)
 def test_an_error_about_a_pods_packet_reaches_it(node: Node, f: Family) -> None:
-    node.send(out(segment(f, (f.guest, SPORT), (f.cluster_ip, 80))), INGRESS, "guest0")
+    node.send(out(f.tcp((f.guest, SPORT), (f.cluster_ip, 80))), INGRESS, "guest0")
     there = segment(f, (f.guest, SPORT), (f.remote, TARGET))
     given = error(f, "too big", f.router, f.guest, cut(f, there, 8), 60)
     outcome = node.send(into(given), EGRESS, "guest0")
