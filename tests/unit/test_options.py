@@ -140,7 +140,8 @@ def test_tcp_connections_to_endpoints_that_left_are_ended_on_demand_only(agent: 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        pytest.param([], Packets(("auto",)), id="devices-with-a-default-route"),
+        pytest.param([], Packets(), id="nobody"),
+        pytest.param(["--devices", "auto"], Packets(("auto",)), id="devices-with-a-default-route"),
         pytest.param(["--devices", "none"], Packets(), id="none"),
         pytest.param(["--devices", "none", "--devices", "eth0"], Packets(("eth0",)), id="the-last"),
         pytest.param(

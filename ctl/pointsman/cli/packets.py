@@ -50,7 +50,7 @@ def devices(command: _Command) -> _Command:
     decorated: _Command = click.option(
         "--devices",
         envvar="POINTSMAN_DEVICES",
-        default=AUTO,
+        default=_NONE,
         show_default=True,
         metavar="auto|none|NAME[,GLOB]",
         callback=_globs,
