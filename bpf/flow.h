@@ -7,7 +7,7 @@
 #ifndef POINTSMAN_FLOW_H
 #define POINTSMAN_FLOW_H
 
-#define PORT_ATTEMPTS 24
+#define PORT_ATTEMPTS 16
 #define FLOW_CLOSED (FLOW_FIN | FLOW_RST)
 #define SECONDS(n) ((__u64)(n) * NSEC_PER_SEC)
 
@@ -68,31 +68,47 @@ static __always_inline __u64 patience(const struct packet_settings *how, const s
 	return SECONDS(spoken ? how->tcp_open : how->tcp_new);
 }
 
-static __always_inline bool is_over(const struct packet_settings *how, struct flow *flow, __u64 now)
+/* The other half; NULL if it is gone, or belongs to another flow by now. */
+static __always_inline struct flow *mate_of(struct tuple *key, struct flow *flow)
 {
-	struct flow *back;
-	__u64 seen = flow->seen;
 	bool fresh;
+	struct flow *back = find_flow(&flow->other, &fresh);
 
-	back = find_flow(&flow->other, &fresh);
+	return back && same_tuple(&back->other, key) ? back : NULL;
+}
+
+static __always_inline bool is_over(const struct packet_settings *how, struct tuple *key,
+				    struct flow *flow, __u64 now)
+{
+	struct flow *back = mate_of(key, flow);
+	__u64 seen = flow->seen;
+
 	if (back && (__s64)(back->seen - seen) > 0)
 		seen = back->seen;
 	return (__s64)(now - seen) > (__s64)patience(how, flow, back);
 }
 
-/* A new connection may take its place: the old one was closed, or is long over. */
-static __always_inline bool is_replaceable(const struct packet_settings *how, struct flow *flow,
-					   __u64 now)
+/* A new connection of the same client may take its place: the old one is being closed, or long over. */
+static __always_inline bool is_replaceable(const struct packet_settings *how, struct tuple *key,
+					   struct flow *flow, __u64 now)
 {
-	struct flow *back;
-	bool fresh;
+	struct flow *back = mate_of(key, flow);
 
-	if (flow->flags & FLOW_CLOSED)
+	if ((flow->flags | (back ? back->flags : 0)) & FLOW_CLOSED)
 		return true;
-	back = find_flow(&flow->other, &fresh);
-	if (back && back->flags & FLOW_CLOSED)
+	return is_over(how, key, flow, now);
+}
+
+/* Another client's may: one end that has said FIN still gets what the other sends. */
+static __always_inline bool is_free(const struct packet_settings *how, struct tuple *key,
+				    struct flow *flow, __u64 now)
+{
+	struct flow *back = mate_of(key, flow);
+	__u32 answers = back ? back->flags : 0;
+
+	if ((flow->flags | answers) & FLOW_RST || flow->flags & answers & FLOW_FIN)
 		return true;
-	return is_over(how, flow, now);
+	return is_over(how, key, flow, now);
 }
 
 /* Whether the endpoint was in a set when it was last written. */
@@ -101,8 +117,8 @@ static __always_inline bool has_left(const struct flow *flow)
 	__u32 endpoint = flow->endpoint;
 	struct load *of;
 
-	if (!endpoint && !flow->generation)
-		return false;
+	if (!flow->generation)
+		return true; /* refused by the stack: there may be an endpoint now */
 	of = load.lookup(&endpoint);
 	return !of || of->generation != flow->generation;
 }
@@ -136,12 +152,9 @@ static __always_inline __u32 promote(struct tuple *key, struct flow *flow, struc
 
 	if (!(flow->flags & FLOW_ANSWERED))
 		return 0;
-	if (flow->flags & FLOW_DSR) {
-		if (flows.insert(key, flow))
-			return FLOW_UNPROMOTED;
-		flows_new.delete(key);
-		return FLOW_PROMOTED;
-	}
+	/* Nobody can tell whether the endpoint answers, and the tables choose the same again. */
+	if (flow->flags & FLOW_DSR)
+		return 0;
 	reply = flows_new.lookup(&flow->other);
 	if (!reply || !(reply->flags & FLOW_ANSWERED))
 		return 0;
@@ -194,7 +207,7 @@ static __always_inline __u32 begin_flow(const struct packet_settings *how, struc
 			struct tuple former = taken->other;
 
 			if (!same_tuple(&former, key)) {
-				if (!is_replaceable(how, taken, now))
+				if (!is_free(how, &flow->other, taken, now))
 					continue;
 				/* Its client's next packet must not come out as one of this flow. */
 				flows.delete(&former);

@@ -220,6 +220,8 @@ static __always_inline int turn_back(struct pass *pass, const struct flow *flow)
 
 /* ---- flows ---- */
 
+#define MAX_FRAGMENT_AGE 30 /* seconds; then its ID may stand for another datagram */
+
 /* What the ports of a fragment are, and what its later ones' will be. */
 static __always_inline bool recall_ports(struct scratch *of, __u64 now)
 {
@@ -240,7 +242,7 @@ static __always_inline bool recall_ports(struct scratch *of, __u64 now)
 		return true;
 	}
 	known = fragments.lookup(key);
-	if (!known)
+	if (!known || now - known->seen > SECONDS(MAX_FRAGMENT_AGE))
 		return false;
 	p->tuple.source_port = known->source_port;
 	p->tuple.destination_port = known->destination_port;
@@ -283,7 +285,7 @@ static __always_inline struct flow *flow_of(struct pass *pass)
 	if (!(flow->flags & FLOW_REPLY)) {
 		/* TCP connections end with their endpoint, datagrams go to another one. */
 		bool anew = tcp ? (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
-					  (has_left(flow) || is_replaceable(pass->how, flow, pass->now)) :
+					  (has_left(flow) || is_replaceable(pass->how, &p->tuple, flow, pass->now)) :
 				  has_left(flow);
 
 		if (anew) {
@@ -313,6 +315,7 @@ static __always_inline __u32 place_of(struct pass *pass, const struct slot *slot
 	struct device *out;
 	const __be32 *address;
 	__u32 ifindex = pass->ifindex;
+	bool led, dsr = pass->how->dsr && slot->flags & SLOT_ELSEWHERE;
 	long result;
 
 	if (to->service->packets & PACKETS_LOCAL || slot->flags & SLOT_HERE)
@@ -323,7 +326,9 @@ static __always_inline __u32 place_of(struct pass *pass, const struct slot *slot
 	of->to.proto = p->tuple.proto;
 	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4, 0, &of->way);
 	out = devices.lookup(&of->way.ifindex);
-	if (result >= 0 && out && out->flags & DEVICE_NODE)
+	led = result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ||
+	      result == BPF_FIB_LKUP_RET_FRAG_NEEDED;
+	if (led && out && out->flags & DEVICE_NODE)
 		ifindex = of->way.ifindex;
 	else if (!(slot->flags & SLOT_ELSEWHERE))
 		return 0;
@@ -333,8 +338,8 @@ static __always_inline __u32 place_of(struct pass *pass, const struct slot *slot
 	address = p->ipv4 ? out->ipv4 : out->ipv6;
 	if (is_nothing(address))
 		return DROP_NO_ADDRESS;
-	flow->flags |= pass->how->dsr ? FLOW_DSR : FLOW_REMOTE;
-	if (!pass->how->dsr)
+	flow->flags |= dsr ? FLOW_DSR : FLOW_REMOTE;
+	if (!dsr)
 		copy_address(flow->other.destination, address);
 	return 0;
 }
@@ -390,7 +395,15 @@ static __always_inline int begin(struct pass *pass, const bool xdp)
 	bool refused = false;
 	__u32 failed;
 
-	if (!(outside ? find_outside(&p->tuple, to) : find_for_pod(&p->tuple, to)))
+	if (!(outside ? find_outside(&p->tuple, SERVICE_NODE, to) : find_for_pod(&p->tuple, to)))
+		return GO_ON(xdp);
+	/*
+	 * A connection that began elsewhere: before Pointsman, by kube-proxy, which still translates it; or
+	 * by way of another node, under an address of that node's. The stack deals with it. Only in a
+	 * tunnel does it go on, for the tables of all nodes are equal and the client's address stays.
+	 */
+	if (p->tuple.proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
+	    !(outside && pass->how->dsr && to->set >> 32))
 		return GO_ON(xdp);
 	if (outside && !is_welcome(to, p->tuple.source)) {
 		tell(pass, DROP_SOURCE_RANGE, &p->tuple, to->service->owner);
@@ -428,13 +441,12 @@ static __always_inline int begin(struct pass *pass, const bool xdp)
 				copy_address(flow->other.destination,
 					     p->ipv4 ? device->ipv4 : device->ipv6);
 			flow->flags |= FLOW_REMOTE;
+			if (is_nothing(flow->other.destination)) {
+				tell(pass, DROP_NO_ADDRESS, &p->tuple, flow->owner);
+				return END(xdp);
+			}
 		}
 	}
-	/*
-	 * A connection that began elsewhere: before Pointsman, by kube-proxy, which still translates it; or
-	 * by way of another node, under an address of that node's. The stack deals with it. Only in a
-	 * tunnel does it go on, for the tables of all nodes are equal and the client's address stays.
-	 */
 	if (p->tuple.proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
 	    !(flow->flags & FLOW_DSR))
 		return GO_ON(xdp);
@@ -452,20 +464,16 @@ static __always_inline int on_transport(struct pass *pass, const bool xdp)
 {
 	struct scratch *of = pass->of;
 	struct packet *p = &of->packet;
-	bool ingress = pass->hook != HOOK_TC_EGRESS, concerned, answer;
+	bool concerned;
 	struct flow *flow;
 
-	concerned = ingress && concerns_us(p->tuple.destination);
+	concerned = pass->hook != HOOK_TC_EGRESS && concerns_us(p->tuple.destination);
 	if (p->fragment == LATER_FRAGMENT && !recall_ports(of, pass->now)) {
 		if (concerned)
 			tell(pass, FRAGMENT_UNKNOWN, &p->tuple, 0);
 		return GO_ON(xdp);
 	}
-	/* Replies come to a port of this node's range. Nearly all that is not ours ends here. */
-	answer = bpf_htons(p->tuple.destination_port) - pass->how->first_port <=
-		 pass->how->last_port - pass->how->first_port;
-	if (ingress && !concerned && !answer)
-		return GO_ON(xdp);
+	/* Also what concerns us no more: flows outlive their frontend, and a change of the ports. */
 	flow = flow_of(pass);
 	if (flow)
 		return carry(pass, xdp, flow);
@@ -539,8 +547,13 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 		return GO_ON(xdp);
 	flow = flow_of(pass);
 	if (!flow) {
-		if (!find_outside(&p->tuple, to) || !(to->set >> 32))
+		if (!find_outside(&p->tuple, SERVICE_NODE | SERVICE_REMOTE_NODE, to) ||
+		    !(to->set >> 32))
 			return GO_ON(xdp);
+		if (!is_welcome(to, p->tuple.source)) {
+			tell(pass, DROP_SOURCE_RANGE, &p->tuple, to->service->owner);
+			return END(xdp);
+		}
 		slot = find_last(to->set, of->key.destination, bpf_htons(0xffff));
 		if (!slot || !same_address(slot->addr, of->key.destination))
 			return GO_ON(xdp);
@@ -605,6 +618,8 @@ static __always_inline int process(struct pass *pass, const bool xdp)
 	}
 	if (!device)
 		return GO_ON(xdp);
+	if (pass->hook == HOOK_TC_INGRESS && ((struct __sk_buff *)pass->ctx)->pkt_type)
+		return TC_ACT_UNSPEC; /* for another host, or for many */
 	pass->device = device->flags;
 	if (!(pass->device & (DEVICE_NODE | DEVICE_POD)))
 		return GO_ON(xdp);
@@ -672,11 +687,12 @@ int sweep(struct xdp_md *ctx)
 		if (!key)
 			break;
 		flow = find_flow(key, &fresh);
-		if (!flow || !is_over(how, flow, now))
+		if (!flow || !is_over(how, key, flow, now))
 			continue;
-		other = flow->other;
-		forget_flow(key, &other); /* with the first half that is met, the other goes, too */
 		ended++;
+		/* With the first half that is met the other goes, too, if it is this one's. */
+		other = mate_of(key, flow) ? flow->other : *key;
+		forget_flow(key, &other);
 	}
 	return ended;
 }

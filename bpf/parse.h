@@ -173,6 +173,8 @@ static __always_inline enum kind parse_ipv6(struct headers h, struct packet *p)
 		return OTHER;
 	p->ttl = ip->hop_limit;
 	p->dont_fragment = 1;
+	if (is_v4((__be32 *)&ip->saddr) || is_v4((__be32 *)&ip->daddr))
+		return OTHER; /* it would be taken for IPv4 */
 	copy_address(p->tuple.source, (__be32 *)&ip->saddr);
 	copy_address(p->tuple.destination, (__be32 *)&ip->daddr);
 	next = ip->nexthdr;
@@ -273,7 +275,7 @@ static __always_inline __be16 parse_link(void *ctx, const bool xdp, bool raw, st
 		p->l3 = raw ? 0 : sizeof(*eth);
 		return ((struct __sk_buff *)ctx)->protocol;
 	}
-	if ((void *)(eth + 1) > h.end)
+	if ((void *)(eth + 1) > h.end || eth->h_dest[0] & 1)
 		return 0;
 	p->l3 = sizeof(*eth);
 	if (eth->h_proto != ETHERTYPE_VLAN)

@@ -18,7 +18,7 @@ static long (*redirect_neigh)(__u32 ifindex, void *way, int size, __u64 flags) =
 /* TC may see several segments as one packet, which no MTU concerns. */
 static __always_inline bool is_many(void *ctx, const bool xdp)
 {
-	return !xdp && ((struct __sk_buff *)ctx)->gso_segs > 1;
+	return !xdp && ((struct __sk_buff *)ctx)->gso_size;
 }
 
 /* BPF_FIB_LKUP_RET_…, or negative. `length` of the IP packet; 0 lets the kernel ask the skb. */

@@ -31,8 +31,9 @@ static __always_inline void destination_key(struct frontend_key *key, const stru
 	key->pad = 0;
 }
 
-/* For clients outside of the cluster: NodePorts, externalIPs, load balancers' addresses. */
-static __always_inline bool find_outside(const struct tuple *tuple, struct target *to)
+/* For clients outside of the cluster: NodePorts at addresses of these SERVICE_… kinds, externalIPs,
+ * load balancers' addresses. */
+static __always_inline bool find_outside(const struct tuple *tuple, __u8 nodes, struct target *to)
 {
 	struct frontend_key key;
 	struct service *service;
@@ -41,7 +42,7 @@ static __always_inline bool find_outside(const struct tuple *tuple, struct targe
 	service = find_service(&key, &to->id);
 	if (!service || service->flags & SERVICE_NODE_PORT) {
 		service = find_wildcard(key.addr, &to->id);
-		if (!service || !(service->flags & SERVICE_NODE))
+		if (!service || !(service->flags & nodes))
 			return false;
 		any_address(key.addr);
 		service = find_service(&key, &to->id);

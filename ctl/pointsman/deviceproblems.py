@@ -36,8 +36,9 @@ class Outcome:
 
     @property
     def works(self) -> bool:
-        """Whether what comes in there is served by one program at least."""
-        return self.xdp != "none" or self.tc != "none"
+        """Whether what comes in there is served by one program at least. Of a device that only
+        carries VLANs nothing but XDP is wanted, and they have TC."""
+        return not self.served.flags or self.xdp != "none" or self.tc != "none"
 
 
 def rows(choice: Choice, outcomes: Sequence[Outcome]) -> list[dict[str, object]]:

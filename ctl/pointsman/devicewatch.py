@@ -8,14 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pointsman.attach import DeviceLinks
 from pointsman.devicemaps import DeviceMaps
 from pointsman.deviceproblems import Outcome, problems, rows, unserved_ways
-from pointsman.devices import AUTO, NODE, Choice, Packets, Seen, Surrounding, choose
+from pointsman.devices import AUTO, NODE, Choice, Packets, Route, Seen, Surrounding, choose
 from pointsman.events import Problem
 from pointsman.netlink import devices, neighbours
 from pointsman.values import Address
@@ -36,6 +36,12 @@ class DevicesNow:
     problems: tuple[Problem, ...] = ()
 
 
+def _may_heal(outcome: Outcome) -> bool:
+    """Whether it is worth another try though nothing here has changed: another's program may go. A
+    driver without XDP stays one, and trying may reset its queues."""
+    return bool(outcome.foreign or outcome.tc_fault)
+
+
 class DeviceWatch:
     """`put` gets a DevicesNow from the thread of `run`; all else may be called from any thread."""
 
@@ -51,7 +57,8 @@ class DeviceWatch:
         self._told: DevicesNow | None = None
         self._done: dict[int, Outcome] = {}
         self._faulty = False
-        self._seen: Seen | None = None
+        self._defaults: tuple[Route, ...] = ()  # the last that there were
+        self._mode = ""
         self._hops_for: object = None
         self._hops_at = 0.0
         self._ways: dict[Address, neighbours.NextHop] = {}
@@ -90,7 +97,7 @@ class DeviceWatch:
                 if due or again or self._asked.is_set():
                     self._asked.clear()
                     if again:
-                        self._done.clear()
+                        self._done = {i: o for i, o in self._done.items() if not _may_heal(o)}
                     due, last = not self._look(), time.monotonic()
                     if due:
                         self._stop.wait(1.0)
@@ -109,7 +116,9 @@ class DeviceWatch:
         if programs is None or maps is None:
             return False
         try:
-            seen = devices.seen()
+            seen = self._look_around(packets)
+            if seen is None:
+                return True
             choice = choose(packets, seen, around)
             maps.configure(packets)
             outcomes = self._serve(programs, maps, choice, packets)
@@ -119,9 +128,22 @@ class DeviceWatch:
         self._keep_neighbours(seen, choice, around)
         ways = unserved_ways(self._ways, seen, choice)
         found = (*problems(packets, seen, around, choice, outcomes), *ways)
-        self._faulty = any(each.xdp_fault or each.tc_fault for each in outcomes)
+        self._faulty = any(map(_may_heal, outcomes))
         self._tell(DevicesNow(tuple(rows(choice, outcomes)), found))
         return True
+
+    def _look_around(self, packets: Packets) -> Seen | None:
+        """What there is now. A default route that is away for a moment is no reason to take
+        programs off, and to end all open connections: the last one counts. None: nothing is known
+        yet, and what a former agent attached stays."""
+        seen = devices.seen()
+        if AUTO not in packets.devices:
+            return seen
+        if seen.defaults:
+            self._defaults = seen.defaults
+        elif not self._defaults and self._links.present():
+            return None
+        return replace(seen, defaults=self._defaults)
 
     def _serve(
         self, programs: Path, maps: DeviceMaps, choice: Choice, packets: Packets
@@ -133,6 +155,8 @@ class DeviceWatch:
         maps.add(choice.served)
         mode = "native" if packets.xdp_mode == AUTO else packets.xdp_mode
         present = self._links.present()
+        if mode != self._mode:
+            self._done, self._mode = {}, mode
         before, self._done = self._done, {}
         for one in choice.served:
             index = one.device.index
