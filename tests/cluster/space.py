@@ -43,6 +43,7 @@ class Space:
         wait_for(
             lambda: self.api.find("ServiceAccount", "default", namespace=namespace),
             f"the ServiceAccount default in {namespace}",
+            120,  # its controller waits long before it asks again what it was refused
             logs=partial(plane.tail, "kube-controller-manager"),
         )
 

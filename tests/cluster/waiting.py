@@ -10,7 +10,7 @@ from tests.support.kernel import until
 
 
 def wait_for(
-    condition: Callable[[], Any], what: str, seconds: float = 20, *, logs: Callable[[], str]
+    condition: Callable[[], Any], what: str, seconds: float = 60, *, logs: Callable[[], str]
 ) -> None:
     """`until` of the kernel tests, with a note of what `logs` returns then."""
     try:
