@@ -138,7 +138,7 @@ RULES = [
     ),
     pytest.param(
         ("affinity.h", "stale ? (__u32)mix(stale ^ key.netns) : random", "random"),
-        affinity.test_two_cpus_agree_on_the_successor_of_an_endpoint_that_left,
+        affinity.test_the_successor_of_an_endpoint_that_left_follows_from_the_entry_it_replaces,
         id="a-successor-follows-from-what-it-replaces",
     ),
     pytest.param(
