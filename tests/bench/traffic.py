@@ -42,24 +42,49 @@ SIZES = Sizes(
 #: kube-proxy's nftables mode, as far as a packet to one NodePort with ten endpoints passes it.
 RULES = """
 table ip kube {
-  map ports { type inet_proto . inet_service : verdict
-    elements = { udp . %(port)s : goto external } }
-  map ips { type ipv4_addr . inet_proto . inet_service : verdict; }
-  set nodes { type ipv4_addr; elements = { %(node)s } }
-  chain mark { meta mark set meta mark or 0x4000 }
+  map ports {
+    type inet_proto . inet_service : verdict
+    elements = { udp . %(port)s : goto external }
+  }
+  map ips {
+    type ipv4_addr . inet_proto . inet_service : verdict
+  }
+  set nodes {
+    type ipv4_addr
+    elements = { %(node)s }
+  }
+  chain marking {
+    meta mark set meta mark or 0x4000
+  }
   %(chains)s
-  chain service { numgen random mod %(count)s vmap { %(choices)s } }
-  chain external { jump mark
-    goto service }
+  chain service {
+    numgen random mod %(count)s vmap { %(choices)s }
+  }
+  chain external {
+    jump marking
+    goto service
+  }
   chain services {
     ip daddr . meta l4proto . th dport vmap @ips
-    ip daddr @nodes meta l4proto . th dport vmap @ports }
-  chain prerouting { type nat hook prerouting priority dstnat; jump services }
-  chain masquerading { meta mark & 0x4000 == 0 return
+    ip daddr @nodes meta l4proto . th dport vmap @ports
+  }
+  chain prerouting {
+    type nat hook prerouting priority dstnat
+    jump services
+  }
+  chain masquerading {
+    meta mark & 0x4000 == 0 return
     meta mark set meta mark xor 0x4000
-    masquerade fully-random }
-  chain postrouting { type nat hook postrouting priority srcnat; jump masquerading }
-  chain forward { type filter hook forward priority filter; ct state invalid drop }
+    masquerade fully-random
+  }
+  chain postrouting {
+    type nat hook postrouting priority srcnat
+    jump masquerading
+  }
+  chain forward {
+    type filter hook forward priority filter
+    ct state invalid drop
+  }
 }
 """
 
@@ -67,7 +92,7 @@ table ip kube {
 def rules() -> str:
     numbers = range(len(ENDPOINTS))
     chains = "\n".join(
-        f"chain e{i} {{ ip saddr {a} jump mark\n meta l4proto udp dnat to {a}:{TARGET} }}"
+        f"chain e{i} {{ ip saddr {a} jump marking\n meta l4proto udp dnat to {a}:{TARGET}\n}}"
         for i, a in enumerate(ENDPOINTS)
     )
     choices = ", ".join(f"{i} : goto e{i}" for i in numbers)
