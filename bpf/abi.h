@@ -257,6 +257,16 @@ enum flow_flag {
 	FLOW_RST = 64, /* TCP: RST seen in this direction */
 };
 
+/* How the packets of a flow leave by XDP: what the kernel's routes and neighbours said a moment ago. */
+struct way {
+	__u64 until; /* CLOCK_MONOTONIC, ns, when they are asked again; 0 = not asked yet */
+	__u32 from; /* ifindex of what the frame came in at */
+	__u32 lower; /* ifindex of what sends it: of a VLAN, what it stands on */
+	__u16 vlan; /* tag of the frame, 0 = none */
+	__u16 mtu;
+	__u8 macs[12]; /* destination and source, as a frame begins */
+};
+
 /*
  * flows, flows_new: one direction of a flow. Its packets become the mirror image of `other`, which is
  * the key of the other direction. A flow is in flows_new until both ends have spoken, so that a
@@ -269,6 +279,7 @@ struct flow {
 	__u32 generation;
 	__u32 owner; /* as service.owner */
 	__u32 flags; /* FLOW_… */
+	struct way way;
 };
 
 /* affinity_clients: a client outside is an address. Value: struct affinity. */

@@ -45,6 +45,18 @@ static __always_inline struct flow *find_flow(struct tuple *key, bool *fresh)
 	return flow ? flow : flows_new.lookup(key);
 }
 
+/* The same for what arrives. Most flows of UDP are a question and an answer, and end among the new. */
+static __always_inline struct flow *find_flow_of(struct tuple *key, bool *fresh)
+{
+	struct flow *flow;
+
+	if (key->proto == IPPROTO_TCP)
+		return find_flow(key, fresh);
+	flow = flows_new.lookup(key);
+	*fresh = !!flow;
+	return flow ? flow : flows.lookup(key);
+}
+
 static __always_inline void forget_flow(struct tuple *key, struct tuple *other)
 {
 	flows.delete(key);
@@ -123,10 +135,11 @@ static __always_inline bool has_left(const struct flow *flow)
 	return !of || of->generation != flow->generation;
 }
 
-/* Notes that a packet of this direction came by. */
-static __always_inline void touch(struct flow *flow, __u8 tcp_flags, __u64 now)
+/* Notes that a packet of this direction came by. Whether that was news. */
+static __always_inline bool touch(struct flow *flow, __u8 tcp_flags, __u64 now)
 {
 	__u32 flags = 0;
+	bool news = false;
 
 	if (flow->flags & FLOW_REPLY || !(tcp_flags & TCP_SYN))
 		flags |= FLOW_ANSWERED;
@@ -136,29 +149,34 @@ static __always_inline void touch(struct flow *flow, __u8 tcp_flags, __u64 now)
 		flags |= FLOW_RST;
 	/* Stores only where something changes: CPUs may share this cache line. Of two that store at once
 	 * one may lose its bit, and the next packet brings it again; a FIN that is lost costs patience. */
-	if (flags & ~flow->flags)
+	if (flags & ~flow->flags) {
 		*(volatile __u32 *)&flow->flags = flow->flags | flags;
-	if (now - flow->seen > NSEC_PER_SEC)
+		news = true;
+	}
+	if (now - flow->seen > NSEC_PER_SEC) {
 		*(volatile __u64 *)&flow->seen = now;
+		news = true;
+	}
+	return news;
 }
 
 /*
  * Once both ends have spoken. FLOW_PROMOTED, FLOW_UNPROMOTED, or 0 if it is not yet time. `flow` is a
- * copy of the entry, `back` room for one of the other half.
+ * copy of the entry of either direction, `back` room for one of the other.
  */
 static __always_inline __u32 promote(struct tuple *key, struct flow *flow, struct flow *back)
 {
-	struct flow *reply;
+	struct flow *other;
 
 	if (!(flow->flags & FLOW_ANSWERED))
 		return 0;
 	/* Nobody can tell whether the endpoint answers, and the tables choose the same again. */
 	if (flow->flags & FLOW_DSR)
 		return 0;
-	reply = flows_new.lookup(&flow->other);
-	if (!reply || !(reply->flags & FLOW_ANSWERED))
+	other = flows_new.lookup(&flow->other);
+	if (!other || !(other->flags & FLOW_ANSWERED))
 		return 0;
-	*back = *reply;
+	*back = *other;
 	if (!same_tuple(&back->other, key))
 		return 0;
 	if (flows.insert(&flow->other, back))

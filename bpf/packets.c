@@ -90,7 +90,7 @@ static __always_inline bool is_for_hook(const struct pass *pass, __u32 flags)
 /* ---- sending ---- */
 
 /* DSR: the whole packet goes on inside another, to the endpoint's node. */
-static __always_inline int send_tunneled(struct pass *pass, const bool xdp, const struct flow *flow,
+static __always_inline int send_tunneled(struct pass *pass, const bool xdp, struct flow *flow,
 					 const struct device *out)
 {
 	struct scratch *of = pass->of;
@@ -126,7 +126,7 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, cons
 		__builtin_memcpy(h.data + (p->l3 & MASK_L3), &of->answer.outer.v4, sizeof(of->answer.outer.v4));
 	else
 		__builtin_memcpy(h.data + (p->l3 & MASK_L3), &of->answer.outer.v6, sizeof(of->answer.outer.v6));
-	return send_frame(pass->ctx, p, &of->way, out);
+	return send_frame(pass->ctx, &flow->way);
 }
 
 /* Larger than the way can carry: the sender is told, as far as the packet lets it be told. */
@@ -148,10 +148,22 @@ static __always_inline int too_big(struct pass *pass, const bool xdp, __u32 mtu,
 }
 
 /*
+ * Whether what was asked last still goes for this packet. Routes and neighbours are asked again four
+ * times a second: who asks for each packet pays for it a third of what the packet costs.
+ */
+static __always_inline bool is_known(const struct pass *pass, const struct way *way)
+{
+	const struct packet *p = &pass->of->packet;
+
+	return (__s64)(way->until - pass->now) > 0 && p->ip_length <= way->mtu &&
+	       way->from == ((struct xdp_md *)pass->ctx)->ingress_ifindex && way->vlan == p->vlan;
+}
+
+/*
  * Out of the node, as of->to: the client of a reply, or an endpoint on another node. `error`: the
  * packet is an ICMP error, of->quote says about what.
  */
-static __always_inline int send(struct pass *pass, const bool xdp, const struct flow *flow,
+static __always_inline int send(struct pass *pass, const bool xdp, struct flow *flow,
 				const bool error)
 {
 	struct scratch *of = pass->of;
@@ -166,6 +178,12 @@ static __always_inline int send(struct pass *pass, const bool xdp, const struct 
 	/* The stack tells the sender. */
 	if (p->ttl <= 1)
 		return GO_ON(xdp);
+	if (xdp && !error && !tunnel && is_known(pass, &flow->way)) {
+		if (!rewrite(pass->ctx, true, p, &of->to, true))
+			return XDP_DROP;
+		tell(pass, verdict, &of->to, owner);
+		return send_frame(pass->ctx, &flow->way);
+	}
 	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4,
 			  is_many(pass->ctx, xdp) ? 0 : p->ip_length + overhead, &of->way);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
@@ -175,9 +193,12 @@ static __always_inline int send(struct pass *pass, const bool xdp, const struct 
 		return END(xdp);
 	}
 	out = devices.lookup(&of->way.ifindex);
-	if (xdp && (result || !can_send(pass->ctx, p, of->way.ifindex, out))) {
-		tell(pass, PACKET_SLOW, &of->to, owner);
-		return XDP_PASS;
+	if (xdp) {
+		if (result || !can_send(pass->ctx, p, of->way.ifindex, out)) {
+			tell(pass, PACKET_SLOW, &of->to, owner);
+			return XDP_PASS;
+		}
+		keep_way(pass->ctx, &flow->way, &of->way, out, pass->now);
 	}
 	if (tunnel) {
 		if (!out || is_nothing(p->ipv4 ? out->ipv4 : out->ipv6)) {
@@ -195,12 +216,12 @@ static __always_inline int send(struct pass *pass, const bool xdp, const struct 
 	}
 	tell(pass, error ? PACKET_ERROR : verdict, &of->to, owner);
 	if (xdp)
-		return out ? send_frame(pass->ctx, p, &of->way, out) : XDP_DROP;
+		return send_frame(pass->ctx, &flow->way);
 	return redirect_neigh(of->way.ifindex, NULL, 0, 0);
 }
 
 /* A pod that reached itself: back to where it came from, because no route leads there. */
-static __always_inline int turn_back(struct pass *pass, const struct flow *flow)
+static __always_inline int turn_back(struct pass *pass, struct flow *flow)
 {
 	struct scratch *of = pass->of;
 	__u8 mac[12], swapped[12];
@@ -250,7 +271,7 @@ static __always_inline bool recall_ports(struct scratch *of, __u64 now)
 }
 
 /* A packet of a flow. */
-static __always_inline int carry(struct pass *pass, const bool xdp, const struct flow *flow)
+static __always_inline int carry(struct pass *pass, const bool xdp, struct flow *flow)
 {
 	struct scratch *of = pass->of;
 	__u32 flags = flow->flags;
@@ -279,7 +300,7 @@ static __always_inline struct flow *flow_of(struct pass *pass)
 	bool fresh, tcp = p->tuple.proto == IPPROTO_TCP;
 	__u32 done;
 
-	flow = find_flow(&p->tuple, &fresh);
+	flow = find_flow_of(&p->tuple, &fresh);
 	if (!flow || !is_for_hook(pass, flow->flags))
 		return NULL;
 	if (!(flow->flags & FLOW_REPLY)) {
@@ -295,8 +316,8 @@ static __always_inline struct flow *flow_of(struct pass *pass)
 			return NULL;
 		}
 	}
-	touch(flow, p->tcp_flags, pass->now);
-	if (fresh && !(flow->flags & FLOW_REPLY)) {
+	/* Only then: a flow that nobody answers must not look for an answer with every packet. */
+	if (touch(flow, p->tcp_flags, pass->now) && fresh) {
 		of->flow = *flow;
 		done = promote(&p->tuple, &of->flow, &of->reply);
 		if (done)
@@ -464,12 +485,10 @@ static __always_inline int on_transport(struct pass *pass, const bool xdp)
 {
 	struct scratch *of = pass->of;
 	struct packet *p = &of->packet;
-	bool concerned;
 	struct flow *flow;
 
-	concerned = pass->hook != HOOK_TC_EGRESS && concerns_us(p->tuple.destination);
 	if (p->fragment == LATER_FRAGMENT && !recall_ports(of, pass->now)) {
-		if (concerned)
+		if (pass->hook != HOOK_TC_EGRESS && concerns_us(p->tuple.destination))
 			tell(pass, FRAGMENT_UNKNOWN, &p->tuple, 0);
 		return GO_ON(xdp);
 	}
@@ -477,7 +496,9 @@ static __always_inline int on_transport(struct pass *pass, const bool xdp)
 	flow = flow_of(pass);
 	if (flow)
 		return carry(pass, xdp, flow);
-	return concerned ? begin(pass, xdp) : GO_ON(xdp);
+	if (pass->hook == HOOK_TC_EGRESS || !concerns_us(p->tuple.destination))
+		return GO_ON(xdp);
+	return begin(pass, xdp);
 }
 
 /* An error about a packet that went out as the translation of another: its sender never sent it so. */

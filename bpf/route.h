@@ -54,21 +54,34 @@ static __always_inline bool can_send(struct xdp_md *ctx, const struct packet *p,
 	return lower == ctx->ingress_ifindex || out->flags & DEVICE_XDP;
 }
 
-static __always_inline long send_frame(struct xdp_md *ctx, const struct packet *p,
-				       const struct bpf_fib_lookup *way, const struct device *out)
+#define WAY_LIFE (NSEC_PER_SEC / 4)
+
+/* Nobody may read it half written: `until` goes first and comes last. */
+static __always_inline void keep_way(struct xdp_md *ctx, struct way *way, const struct bpf_fib_lookup *found,
+				     const struct device *out, __u64 now)
+{
+	*(volatile __u64 *)&way->until = 0;
+	way->from = ctx->ingress_ifindex;
+	way->lower = out->lower ? out->lower : found->ifindex;
+	way->vlan = out->vlan;
+	way->mtu = found->mtu_result;
+	__builtin_memcpy(way->macs, found->dmac, ETH_ALEN);
+	__builtin_memcpy(way->macs + ETH_ALEN, found->smac, ETH_ALEN);
+	*(volatile __u64 *)&way->until = now + WAY_LIFE;
+}
+
+static __always_inline long send_frame(struct xdp_md *ctx, const struct way *way)
 {
 	struct headers h = headers_of(ctx, true);
 	struct ethhdr *eth = h.data;
 	struct vlan_header *vlan = (void *)(eth + 1);
-	__u32 lower = out->lower ? out->lower : way->ifindex;
 
 	if ((void *)(vlan + 1) > h.end)
 		return XDP_DROP;
-	__builtin_memcpy(eth->h_dest, way->dmac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, way->smac, ETH_ALEN);
-	if (out->vlan)
-		vlan->tag = (vlan->tag & ~VLAN_ID) | bpf_htons((__u16)out->vlan);
-	return lower == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(lower, 0);
+	__builtin_memcpy(eth, way->macs, sizeof(way->macs));
+	if (way->vlan)
+		vlan->tag = (vlan->tag & ~VLAN_ID) | bpf_htons(way->vlan);
+	return way->lower == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(way->lower, 0);
 }
 
 /* An outer header in front of the packet, for the node of an endpoint. Lengths do not count it. */

@@ -207,6 +207,15 @@ class PacketLab:
             found[name] = sum(struct.unpack(f"={cpus}Q", raw))
         return found
 
+    def ways(self) -> list[int]:
+        """When each entry's way is asked for again: ns of CLOCK_MONOTONIC, 0 if it never was."""
+        at = _layouts["flow"].field("way").offset + _layouts["way"].field("until").offset
+        return [
+            struct.unpack_from("=Q", value, at)[0]
+            for name in ("flows", "flows_new")
+            for _, value in self.map(name).items()
+        ]
+
     def forget(self) -> None:
         """Empties what packets left behind."""
         for name in _STATE:
