@@ -149,7 +149,7 @@ def _ports(packets: Packets, seen: Seen, around: Surrounding) -> Iterator[Proble
             yield Problem(
                 f"--snat-ports {first}-{last} overlap {low}-{high} of {whose}: replies to this "
                 "node's own connections may be taken for those of clients",
-                f"choose other ports, such as {max(high + 1, 61000)}-65535, or {mend}",
+                f"choose other ports, or {mend}",
                 severity="warning",
             )
 

@@ -39,7 +39,9 @@ class Packets:
     pod_devices: tuple[str, ...] = ()
     xdp_mode: str = AUTO  # or "native", "generic", "none"
     dsr: bool = False
-    snat_ports: tuple[int, int] = (61000, 65535)
+    #: Below what the kernel gives to connections of its own and below the NodePorts. That a daemon
+    #: listens there does not matter: replies come from an endpoint's port, clients never do.
+    snat_ports: tuple[int, int] = (1024, 29999)
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     @property

@@ -60,7 +60,7 @@ class Sizes:
     overflow: int = 16384
     lines: int = 32768
     flows: int = 262144
-    flows_new: int = 65536
+    flows_new: int = 131072
 
     def definitions(self) -> dict[str, int]:
         """The MAX_… definitions of bpf/maps.h."""

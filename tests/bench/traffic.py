@@ -24,6 +24,7 @@ from statistics import median
 
 from pointsman import abi, bpf
 from pointsman.bpf import _libbpf, _RunOpts
+from pointsman.devices import Packets
 from pointsman.pins import Sizes
 from pointsman.values import UDP, Entry, Frontend, Outside, PortName, to_address
 from tests.bench.report import ratio, show
@@ -36,9 +37,7 @@ ENDPOINTS = [f"10.244.2.{i}" for i in range(1, 11)]
 NODE_PORT, TARGET = 30080, 8080
 _LIVE_FRAMES = 1 << 1
 _BATCH = 64
-SIZES = Sizes(
-    services=1024, slots=2048, endpoints=1024, lines=1024, flows=1 << 20, flows_new=1 << 17
-)
+SIZES = Sizes(services=1024, slots=2048, endpoints=1024, lines=1024)
 #: kube-proxy's nftables mode, as far as a packet to one NodePort with ten endpoints passes it.
 RULES = """
 table ip kube {
@@ -222,6 +221,8 @@ def arms(lab: PacketLab, generator: Generator) -> dict[str, Callable[[], None]]:
     def clean() -> None:
         nft("flush ruleset")
         lab.forget()
+        first, last = Packets().snat_ports
+        lab.configure(first_port=first, last_port=last)
 
     def drop() -> None:
         clean()

@@ -190,7 +190,7 @@ def test_a_variable_can_keep_devices_from_being_served(agent: Recorder) -> None:
         (["--node-port-range", "0-10"], "is no range of ports"),
         (["--node-port-range", "200-100"], "is no range of ports"),
         (["--node-port-range", "1-65536"], "is no range of ports"),
-        (["--snat-ports", "61000"], "write FIRST-LAST, such as 61000-65535"),
+        (["--snat-ports", "61000"], "write FIRST-LAST, such as 1024-29999"),
         (["--snat-ports", "80-90"], "take higher ones"),
         (["--devices", "auto,eth0"], "'auto' stands alone"),
         (["--devices", "none,eth0"], "'none' stands alone"),

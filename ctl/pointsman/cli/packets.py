@@ -28,8 +28,11 @@ def _globs(_context: click.Context, _param: click.Parameter, value: str) -> tupl
     return () if texts == (_NONE,) else texts
 
 
+_SNAT_PORTS = "{}-{}".format(*Packets().snat_ports)
+
+
 def _snat_ports(_context: click.Context, _param: click.Parameter, value: str) -> tuple[int, int]:
-    first, last = policies.port_range(value, "61000-65535")
+    first, last = policies.port_range(value, _SNAT_PORTS)
     if first < 1024:
         raise click.BadParameter(f"{value} has ports of well-known services; take higher ones")
     return first, last
@@ -88,7 +91,7 @@ OPTIONS = (
     ),
     click.option(
         "--snat-ports",
-        default="61000-65535",
+        default=_SNAT_PORTS,
         show_default=True,
         metavar="FIRST-LAST",
         callback=_snat_ports,
