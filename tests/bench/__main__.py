@@ -10,10 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from tests.bench import cluster, control, datapath, traffic
+from tests.bench import cluster, control, datapath, flows, traffic
 from tests.support.kernel import lacking
 
-ALL = {**datapath.BENCHES, **control.BENCHES, **cluster.BENCHES, **traffic.BENCHES}
+ALL = {**datapath.BENCHES, **control.BENCHES, **cluster.BENCHES, **traffic.BENCHES, **flows.BENCHES}
 
 
 def main() -> None:
