@@ -23,7 +23,7 @@ def _memory(fd: int) -> int:
 
 
 def flows(quick: bool) -> dict[str, object]:
-    """The sweep over 500,000 flows, established or ended; whose flows move when one endpoint leaves."""
+    """The sweep over 500,000 flows, established or ended; whose move with an endpoint."""
     found: dict[str, object] = {}
     lab = PacketLab("pm_bench_flows", SIZES)
     try:
