@@ -146,7 +146,6 @@ static __always_inline enum kind parse_ipv4(struct headers h, struct packet *p)
 	if (p->ip_length < header || p->l3 + p->ip_length > p->length)
 		return OTHER;
 	p->l4 = p->l3 + header;
-	p->ipv4 = 1;
 	p->ttl = ip->ttl;
 	p->tuple.proto = ip->protocol;
 	v4_address(p->tuple.source, ip->saddr);
@@ -288,24 +287,12 @@ static __always_inline __be16 parse_link(void *ctx, const bool xdp, bool raw, st
 	return vlan->ethertype;
 }
 
-static __always_inline enum kind parse(void *ctx, const bool xdp, bool raw, struct packet *p)
+/* What the headers say that can be read directly. OTHER also if they are not all there. */
+static __always_inline enum kind parse_headers(void *ctx, const bool xdp, struct packet *p)
 {
-	__be16 ethertype = parse_link(ctx, xdp, raw, p);
-	struct headers h;
-	enum kind kind;
+	struct headers h = headers_of(ctx, xdp);
+	enum kind kind = p->ipv4 ? parse_ipv4(h, p) : parse_ipv6(h, p);
 
-	p->length = length_of(ctx, xdp);
-	h = headers_of(ctx, xdp);
-	if (!xdp && h.end - h.data < MAX_PULL && h.end - h.data < p->length) {
-		bpf_skb_pull_data(ctx, p->length < MAX_PULL ? p->length : MAX_PULL);
-		h = headers_of(ctx, xdp);
-	}
-	if (ethertype == ETHERTYPE_IPV4)
-		kind = parse_ipv4(h, p);
-	else if (ethertype == ETHERTYPE_IPV6)
-		kind = parse_ipv6(h, p);
-	else
-		return OTHER;
 	if (kind == OTHER || !is_sender(p->tuple.source))
 		return OTHER;
 	if (p->tuple.proto == (p->ipv4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
@@ -318,6 +305,28 @@ static __always_inline enum kind parse(void *ctx, const bool xdp, bool raw, stru
 		return OTHER;
 	/* The ports of a later fragment are those of its first one. */
 	return p->fragment == LATER_FRAGMENT ? TRANSPORT : parse_ports(h, p);
+}
+
+static __always_inline enum kind parse(void *ctx, const bool xdp, bool raw, struct packet *p)
+{
+	__be16 ethertype = parse_link(ctx, xdp, raw, p);
+	struct headers h = headers_of(ctx, xdp);
+	enum kind kind;
+
+	if (ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6)
+		return OTHER;
+	p->length = length_of(ctx, xdp);
+	p->ipv4 = ethertype == ETHERTYPE_IPV4;
+	kind = parse_headers(ctx, xdp, p);
+	/* What GRO made begins with its headers, and most drivers leave more: so nothing is pulled before
+	 * something is missed. */
+	if (xdp || kind == TRANSPORT || kind == ICMP_MESSAGE || h.end - h.data >= MAX_PULL ||
+	    h.end - h.data >= p->length)
+		return kind;
+	if (bpf_skb_pull_data(ctx, p->length < MAX_PULL ? p->length : MAX_PULL))
+		return OTHER;
+	p->fragment = WHOLE;
+	return parse_headers(ctx, xdp, p);
 }
 
 #endif
