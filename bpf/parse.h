@@ -80,6 +80,7 @@ struct packet {
 	__u32 l4;
 	__u32 length; /* of the frame */
 	__u32 ip_length; /* of the IP packet, as it says itself */
+	__u32 segment; /* payload of each of several packets that TC has as one; 0: it is one packet */
 	__u32 fragment_id;
 	__u16 vlan; /* 0 = no tag */
 	__u8 ipv4;
@@ -143,6 +144,8 @@ static __always_inline enum kind parse_ipv4(struct headers h, struct packet *p)
 		return OTHER;
 	header = ip->ihl * 4;
 	p->ip_length = bpf_htons(ip->tot_len);
+	if (!p->ip_length && p->segment)
+		p->ip_length = p->length - p->l3; /* BIG TCP: the field has no room for it */
 	if (p->ip_length < header || p->l3 + p->ip_length > p->length)
 		return OTHER;
 	p->l4 = p->l3 + header;
@@ -168,6 +171,8 @@ static __always_inline enum kind parse_ipv6(struct headers h, struct packet *p)
 	if ((void *)(ip + 1) > h.end || ip->version != 6)
 		return OTHER;
 	p->ip_length = bpf_htons(ip->payload_len) + sizeof(*ip);
+	if (!ip->payload_len && p->segment)
+		p->ip_length = p->length - p->l3;
 	if (p->l3 + p->ip_length > p->length)
 		return OTHER;
 	p->ttl = ip->hop_limit;
@@ -316,10 +321,11 @@ static __always_inline enum kind parse(void *ctx, const bool xdp, bool raw, stru
 	if (ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6)
 		return OTHER;
 	p->length = length_of(ctx, xdp);
+	p->segment = xdp ? 0 : ((struct __sk_buff *)ctx)->gso_size;
 	p->ipv4 = ethertype == ETHERTYPE_IPV4;
 	kind = parse_headers(ctx, xdp, p);
-	/* What GRO made begins with its headers, and most drivers leave more: so nothing is pulled before
-	 * something is missed. */
+	/* Nothing is pulled before something is missed: a train of GRO's most often begins with its headers.
+	 * Of a tunnel those inside are needed, too. */
 	if (xdp || kind == TRANSPORT || kind == ICMP_MESSAGE || h.end - h.data >= MAX_PULL ||
 	    h.end - h.data >= p->length)
 		return kind;

@@ -80,7 +80,8 @@ static __always_inline void outer_v4(struct iphdr *ip, const __be32 *from, const
 	ip->version = 4;
 	ip->ihl = 5;
 	ip->tos = 0;
-	ip->tot_len = bpf_htons((__u16)(length + sizeof(*ip)));
+	length += sizeof(*ip);
+	ip->tot_len = bpf_htons((__u16)(length > 65535 ? 0 : length)); /* 0: BIG TCP */
 	ip->id = 0;
 	ip->frag_off = flags;
 	ip->ttl = 64;
@@ -98,7 +99,7 @@ static __always_inline void outer_v6(struct ipv6hdr *ip, const __be32 *from, con
 				     __u32 length, __u8 proto)
 {
 	*(__be32 *)ip = bpf_htonl(6 << 28);
-	ip->payload_len = bpf_htons((__u16)length);
+	ip->payload_len = bpf_htons((__u16)(length > 65535 ? 0 : length));
 	ip->nexthdr = proto;
 	ip->hop_limit = 64;
 	copy_address((__be32 *)&ip->saddr, from);

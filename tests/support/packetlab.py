@@ -183,10 +183,13 @@ class PacketLab:
             self._programs[hook] = bpf.obj_get(self.programs / hook)
         return self._programs[hook]
 
-    def run(self, frame: bytes, hook: str = "xdp_ingress", device: str = "eth0") -> Outcome:
-        """One frame through one program, as if `device` had it."""
+    def run(
+        self, frame: bytes, hook: str = "xdp_ingress", device: str = "eth0", segment: int = 0
+    ) -> Outcome:
+        """One frame through one program, as if `device` had it; `segment` as test_run has it."""
         program, index = self.program(hook), self.devices.get(device) or self.index(device)
-        return self.on_node(lambda: test_run(program, frame, index, xdp=hook.startswith("xdp")))
+        xdp = hook.startswith("xdp")
+        return self.on_node(lambda: test_run(program, frame, index, xdp=xdp, segment=segment))
 
     # -- state ---------------------------------------------------------------------------------
 
