@@ -166,8 +166,7 @@ static __always_inline int send(struct pass *pass, const bool xdp, const struct 
 	/* The stack tells the sender. */
 	if (p->ttl <= 1)
 		return GO_ON(xdp);
-	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4,
-			  is_many(pass->ctx, xdp) ? 0 : p->ip_length + overhead, &of->way);
+	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4, sent_length(p) + overhead, &of->way);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return too_big(pass, xdp, of->way.mtu_result - overhead, owner);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) {

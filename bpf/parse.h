@@ -89,6 +89,8 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 dont_fragment;
 	__u8 inner; /* TUNNEL: IPPROTO_IPIP or IPPROTO_IPV6 */
+	__u8 jumbo; /* IPv6, BIG TCP */
+	__u8 l4_header; /* bytes of it, TCP's options counted */
 };
 
 struct headers {
@@ -171,8 +173,10 @@ static __always_inline enum kind parse_ipv6(struct headers h, struct packet *p)
 	if ((void *)(ip + 1) > h.end || ip->version != 6)
 		return OTHER;
 	p->ip_length = bpf_htons(ip->payload_len) + sizeof(*ip);
-	if (!ip->payload_len && p->segment)
+	if (!ip->payload_len && p->segment) {
 		p->ip_length = p->length - p->l3;
+		p->jumbo = 1;
+	}
 	if (p->l3 + p->ip_length > p->length)
 		return OTHER;
 	p->ttl = ip->hop_limit;
@@ -233,6 +237,20 @@ static __always_inline bool is_sender(const __be32 *addr)
 	return first != 255 && (addr[0] | addr[1] | addr[2] | (addr[3] & ~bpf_htonl(1)));
 }
 
+/* How long the IP packet is when it is sent; of several that are one here, the longest. */
+static __always_inline __u32 sent_length(const struct packet *p)
+{
+	__u32 header = p->l4 - p->l3;
+
+	if (!p->segment)
+		return p->ip_length;
+	/* The option that says how long a train is goes when it is taken apart. */
+	if (p->jumbo)
+		header = sizeof(struct ipv6hdr);
+	header += p->l4_header + p->segment;
+	return header < p->ip_length ? header : p->ip_length;
+}
+
 static __always_inline bool is_tagged(const struct packet *p)
 {
 	return p->l3 > sizeof(struct ethhdr);
@@ -252,6 +270,7 @@ static __always_inline enum kind parse_ports(struct headers h, struct packet *p)
 		p->tuple.source_port = tcp->source;
 		p->tuple.destination_port = tcp->dest;
 		p->tcp_flags = ((__u8 *)tcp)[13];
+		p->l4_header = tcp->doff * 4;
 	} else {
 		struct udphdr *udp = l4;
 
@@ -262,6 +281,7 @@ static __always_inline enum kind parse_ports(struct headers h, struct packet *p)
 			return OTHER;
 		p->tuple.source_port = udp->source;
 		p->tuple.destination_port = udp->dest;
+		p->l4_header = sizeof(*udp);
 	}
 	return TRANSPORT;
 }

@@ -15,13 +15,7 @@ static long (*redirect_neigh)(__u32 ifindex, void *way, int size, __u64 flags) =
 #define TUNNEL_V4 ((__u32)sizeof(struct iphdr))
 #define TUNNEL_V6 ((__u32)sizeof(struct ipv6hdr))
 
-/* TC may see several segments as one packet, which no MTU concerns. */
-static __always_inline bool is_many(void *ctx, const bool xdp)
-{
-	return !xdp && ((struct __sk_buff *)ctx)->gso_size;
-}
-
-/* BPF_FIB_LKUP_RET_…, or negative. `length` of the IP packet; 0 lets the kernel ask the skb. */
+/* BPF_FIB_LKUP_RET_…, or negative. `length` of the IP packet; 0: whatever fits the device. */
 static __always_inline long find_way(void *ctx, __u32 ifindex, const struct tuple *to, bool ipv4,
 				     __u32 length, struct bpf_fib_lookup *way)
 {

@@ -51,7 +51,7 @@ def _skb_context(ifindex: int, segment: int) -> bytes:
 def test_run(program: int, frame: bytes, ifindex: int, *, xdp: bool, segment: int = 0) -> Outcome:
     """Runs a program once. Devices and routes are those of the calling thread's network namespace;
     for XDP the device must have a program attached, else it has no receive queue to speak of.
-    `segment`: the frame is several packets that TC has as one, with so many bytes of payload each."""
+    `segment`: TC has several packets as this one, with so many bytes of payload each."""
     data = ctypes.create_string_buffer(frame, len(frame))
     out = ctypes.create_string_buffer(_ROOM)
     context = _xdp_context(len(frame), ifindex) if xdp else _skb_context(ifindex, segment)
