@@ -107,7 +107,9 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, cons
 	else
 		outer_v6(&of->answer.outer.v6, from, of->to.destination, p->ip_length, proto);
 	if (!xdp) {
-		__u64 flags = p->ipv4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+		/* The packets of a train stay as long as they are: datagrams have to, and all were measured. */
+		__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO |
+			      (p->ipv4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
 
 		if (!rewrite(pass->ctx, false, p, &p->tuple, true) ||
 		    bpf_skb_adjust_room(pass->ctx, header, BPF_ADJ_ROOM_MAC, flags) ||
@@ -578,7 +580,7 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 		recall_ports(of, pass->now);
 	mirror(&of->to, &flow->other);
 	if (xdp ? !take_link(pass->ctx, &of->answer.link) || bpf_xdp_adjust_head(pass->ctx, shift) :
-		  bpf_skb_adjust_room(pass->ctx, -(int)shift, BPF_ADJ_ROOM_MAC, 0))
+		  bpf_skb_adjust_room(pass->ctx, -(int)shift, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return END(xdp);
 	p->l3 -= shift;
 	p->l4 -= shift;
