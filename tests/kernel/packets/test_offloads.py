@@ -70,6 +70,8 @@ def _tune(where: Callable[..., Any], device: str, offloads: bool) -> None:
 class Lab:
     """The client, two nodes that know each other, and a pod of the second."""
 
+    tunnels = False
+
     def __init__(self) -> None:
         self.client, self.pod = Space(), Space()
         self.node = PacketLab(name_of("pm_offload_a"), SIZES)
@@ -125,7 +127,7 @@ class Lab:
         self.pod.ip(
             f"""address add {f.far}/{one} dev eth0 {nodad}
             route add {f.peer} dev eth0
-            route add default via {f.peer} advmss 1440"""
+            route add default via {f.peer} advmss 1460"""
         )
 
     def tune(self, mtu: int, *, offloads: bool) -> None:
@@ -139,6 +141,13 @@ class Lab:
             (self.far.on_node, "pod0"),
         ):
             _tune(where, device, offloads)
+
+    def forget(self) -> None:
+        """Also what the client has been told of the way to the Service."""
+        for lab in (self.node, self.far):
+            lab.forget()
+        for f in FAMILIES:
+            self.client.ip(f"route del {f.vip} via {f.node}\nroute add {f.vip} via {f.node}")
 
     def close(self) -> None:
         self.node.close()
@@ -180,9 +189,10 @@ def built(missing: Callable[[str], None]) -> Iterator[Lab]:
 @pytest.fixture(params=["tunnel", "address"])
 def lab(built: Lab, request: pytest.FixtureRequest) -> Lab:
     """To the endpoint in a tunnel, or under the node's own address."""
+    built.forget()
+    built.tunnels = request.param == "tunnel"
     for lab in (built.node, built.far):
-        lab.forget()
-        lab.configure(dsr=request.param == "tunnel")
+        lab.configure(dsr=built.tunnels)
     return built
 
 
@@ -199,6 +209,7 @@ OFFLOADS = pytest.mark.parametrize("offloads", [True, False], ids=["offloads", "
 def test_a_stream_arrives(lab: Lab, f: Family, mtu: int, offloads: bool) -> None:
     """Whatever fits: the client is told, and goes on with packets that do."""
     lab.tune(mtu, offloads=offloads)
+    before = lab.node.counts()["PACKET_TOO_BIG"]
 
     def serve() -> socket.socket:
         listener = socket.socket(_family(f))
@@ -224,6 +235,8 @@ def test_a_stream_arrives(lab: Lab, f: Family, mtu: int, offloads: bool) -> None
                 found.update(piece)
         sending.result(20)
     assert found.hexdigest() == hashlib.sha256(DATA).hexdigest()
+    told = lab.node.counts()["PACKET_TOO_BIG"] - before
+    assert told if mtu < 1500 or lab.tunnels else not told
 
 
 @OFFLOADS
