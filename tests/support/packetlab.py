@@ -229,6 +229,13 @@ class PacketLab:
                 struct.pack_into("=Q", aged, at, max(0, seen - int(seconds * 1e9)))
                 state.update(key, bytes(aged))
 
+    def sweep(self) -> int:
+        """How many flows were over and are deleted."""
+        keys = [key for name in ("flows", "flows_new") for key, _ in self.map(name).items()]
+        for number, key in enumerate(keys):
+            self.map("sweep_keys").update(struct.pack("=I", number), key)
+        return bpf.run(self.program("sweep"), struct.pack("=I", len(keys)).ljust(64, b"\0"))
+
     def close(self) -> None:
         for fd in self._programs.values():
             os.close(fd)
