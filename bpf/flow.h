@@ -149,7 +149,9 @@ static __always_inline void touch(struct flow *flow, __u8 tcp_flags, __u64 now)
 	 * one may lose its bit, and the next packet brings it again; a FIN that is lost costs patience. */
 	if (flags != flow->flags)
 		*(volatile __u32 *)&flow->flags = flags;
-	if (now - flow->seen > NSEC_PER_SEC)
+	/* SYNs that are sent again, and their answers, keep no flow: else one that is never opened would
+	 * hold its port for as long as somebody likes. */
+	if (!(tcp_flags & TCP_SYN) && now - flow->seen > NSEC_PER_SEC)
 		*(volatile __u64 *)&flow->seen = now;
 }
 

@@ -202,6 +202,31 @@ def test_a_syn_on_a_flow_that_is_over_chooses_anew(node: Node, f: Family) -> Non
 
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_a_half_open_flow_ends_its_time_after_its_first_packet(node: Node, f: Family) -> None:
+    """However often its SYN or the answer to it is sent again: else it would hold its port."""
+    client_says(node, f)
+    node.lab.age(50)
+    client_says(node, f)
+    endpoint_says(node, f)
+    node.lab.age(11)
+    before = node.lab.counts()["FLOW_MOVED"]
+    client_says(node, f)
+    assert node.lab.counts()["FLOW_MOVED"] == before + 1
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_an_acknowledged_flow_is_not_half_open(node: Node, f: Family) -> None:
+    client_says(node, f)
+    node.lab.age(50)
+    endpoint_says(node, f)
+    client_says(node, f, "A")
+    node.lab.age(3600)
+    both = ((f.remote, ELSEWHERE), (f.remote2, ELSEWHERE))
+    node.serve(f, REMOTE, (f.remote2, ELSEWHERE), all=both)
+    assert endpoint_of(f, client_says(node, f)) == f.remote
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
 @pytest.mark.parametrize(
     ("said", "seconds", "kept"),
     [
