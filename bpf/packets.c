@@ -131,17 +131,15 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, cons
 	return send_frame(pass->ctx, p, &of->way, out);
 }
 
-/* Larger than the way can carry: the sender is told, as far as the packet lets it be told. */
+/*
+ * Larger than the way can carry: the sender is told. Also where the packet has no DF: nothing here can make
+ * fragments, and a sender that knows the MTU makes them itself.
+ */
 static __always_inline int too_big(struct pass *pass, const bool xdp, __u32 mtu, __u32 owner)
 {
 	struct scratch *of = pass->of;
 
-	if (!of->packet.dont_fragment && xdp) {
-		tell(pass, PACKET_SLOW, &of->packet.tuple, owner);
-		return XDP_PASS;
-	}
-	if (!of->packet.dont_fragment || of->packet.fragment == LATER_FRAGMENT ||
-	    !may_tell(pass->now)) {
+	if (of->packet.fragment == LATER_FRAGMENT || !may_tell(pass->now)) {
 		tell(pass, DROP_ICMP_LIMIT, &of->packet.tuple, owner);
 		return END(xdp);
 	}

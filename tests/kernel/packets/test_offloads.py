@@ -31,6 +31,7 @@ from tests.support.topology import lacking as lacking_tools
 _T = TypeVar("_T")
 _C = abi.constants()
 UDP_SEGMENT = 103  # linux/udp.h
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0  # linux/in.h
 PORT = 80
 DATA = bytes(range(251)) * 8000
 
@@ -239,25 +240,27 @@ def test_a_stream_arrives(lab: Lab, f: Family, mtu: int, offloads: bool) -> None
     assert told if mtu < 1500 or lab.tunnels else not told
 
 
+def _server(f: Family) -> socket.socket:
+    made = socket.socket(_family(f), socket.SOCK_DGRAM)
+    made.bind((f.far, TARGET))
+    made.settimeout(5)
+    return made
+
+
+def _client(f: Family) -> socket.socket:
+    made = socket.socket(_family(f), socket.SOCK_DGRAM)
+    made.settimeout(5)
+    made.connect((f.vip, PORT))
+    return made
+
+
 @OFFLOADS
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)
 def test_datagrams_of_a_train_arrive_one_by_one(lab: Lab, f: Family, offloads: bool) -> None:
     lab.tune(1500, offloads=offloads)
     sizes = [1000] * 9 + [500]
 
-    def bind() -> socket.socket:
-        made = socket.socket(_family(f), socket.SOCK_DGRAM)
-        made.bind((f.far, TARGET))
-        made.settimeout(5)
-        return made
-
-    def client() -> socket.socket:
-        made = socket.socket(_family(f), socket.SOCK_DGRAM)
-        made.settimeout(5)
-        made.connect((f.vip, PORT))
-        return made
-
-    with lab.pod(bind) as server, lab.client(client) as made:
+    with lab.pod(_server, f) as server, lab.client(_client, f) as made:
         made.setsockopt(socket.SOL_UDP, UDP_SEGMENT, 1000)
         made.send(DATA[: sum(sizes)])
         came = [server.recvfrom(65536) for _ in sizes]
@@ -266,3 +269,25 @@ def test_datagrams_of_a_train_arrive_one_by_one(lab: Lab, f: Family, offloads: b
         server.setsockopt(socket.SOL_UDP, UDP_SEGMENT, 1000)
         server.sendto(DATA[: sum(sizes)], came[0][1])
         assert [len(made.recv(65536)) for _ in sizes] == sizes
+
+
+@pytest.mark.parametrize("length", [1450, 5000])
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_datagrams_that_may_be_fragmented_arrive_once_their_sender_knows(
+    lab: Lab, f: Family, length: int
+) -> None:
+    """Nobody on the way makes fragments. The first datagrams are lost."""
+    lab.tune(1400, offloads=True)
+    with lab.pod(_server, f) as server, lab.client(_client, f) as made:
+        if f is V4:
+            made.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        server.settimeout(0.5)
+        for _ in range(5):
+            try:
+                made.send(DATA[:length])  # or, in IPv6, is told of the last one
+                data = server.recv(65536)
+            except OSError:
+                continue
+            assert data == DATA[:length]
+            return
+    raise AssertionError("no datagram arrived")
