@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
+from scapy.layers.l2 import Ether
 
 from pointsman import abi
 from pointsman.values import Entry, Frontend, PortName, to_address
 from tests.kernel.packets.conftest import SIZES
 from tests.kernel.packets.node import ELSEWHERE, HERE, Choice, entries, name_of
-from tests.kernel.packets.world import FAMILIES, TARGET, V4, Family
+from tests.kernel.packets.world import FAMILIES, NODE_MAC, TARGET, V4, Family
 from tests.support.kernel import CLONE_NEWNET, lacking, unshare
 from tests.support.packetlab import PacketLab
 from tests.support.topology import lacking as lacking_tools
@@ -33,6 +34,7 @@ _C = abi.constants()
 UDP_SEGMENT = 103  # linux/udp.h
 IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0  # linux/in.h
 PORT = 80
+LARGE = 9000  # the MTU everywhere but between the nodes
 DATA = bytes(range(251)) * 8000
 
 
@@ -91,11 +93,17 @@ class Lab:
         for lab, device, end in wires:
             lab.ip(f"link add {device} type veth peer name x{device}")
             lab.ip(f"link set x{device} name eth0 netns {end(_directory)}\nlink set {device} up")
+        self.node.ip(f"link set eth0 address {NODE_MAC}")
         for lab in (self.node, self.far):
             lab.sysctl("net/ipv4/ip_forward", "1")
             lab.sysctl("net/ipv6/conf/all/forwarding", "1")
         for space in (self.client, self.far, self.pod):
             space.ip("link set eth0 up")
+        for place, device in (
+            *((self.client, "eth0"), (self.node, "eth0")),
+            *((self.far, "pod0"), (self.pod, "eth0")),
+        ):
+            place.ip(f"link set {device} mtu {LARGE}")
         for f in FAMILIES:
             self._address(f)
         out, v6 = ("DEVICE_NODE",), FAMILIES[1]
@@ -128,7 +136,7 @@ class Lab:
         self.pod.ip(
             f"""address add {f.far}/{one} dev eth0 {nodad}
             route add {f.peer} dev eth0
-            route add default via {f.peer} advmss 1460"""
+            route add default via {f.peer} advmss {1460 if f is V4 else 1440}"""
         )
 
     def tune(self, mtu: int, *, offloads: bool) -> None:
@@ -291,3 +299,19 @@ def test_datagrams_that_may_be_fragmented_arrive_once_their_sender_knows(
             assert data == DATA[:length]
             return
     raise AssertionError("no datagram arrived")
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_headers_that_no_program_can_read_directly(lab: Lab, f: Family) -> None:
+    """A frame of more than a page, sent whole, has but its link-layer header in front."""
+    lab.tune(LARGE, offloads=True)
+    packet = f.udp((f.gateway, 40000), (f.vip, PORT), DATA[:6000])
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("eth0", 0))
+            raw.send(bytes(Ether(dst=NODE_MAC) / packet))
+
+    with lab.pod(_server, f) as server:
+        lab.client(send)
+        assert server.recv(65536) == DATA[:6000]
