@@ -65,9 +65,26 @@ static __always_inline void forget_flow(struct tuple *key, struct tuple *other)
 	flows_new.delete(other);
 }
 
-/* How long a flow with these two entries may be silent. `back` may be NULL. ns */
+/* Both ends have said FIN, or the endpoint RST; a client's proves nothing. `answers`: the other half's. */
+static __always_inline bool has_ended(__u32 flags, __u32 answers)
+{
+	/* Without a branch, for the verifier goes through it for every port that is tried. */
+	__u32 reply = -(flags & FLOW_REPLY);
+	__u32 endpoint = (flags & reply) | (answers & ~reply);
+
+	return (endpoint & FLOW_RST) / (FLOW_RST / FLOW_FIN) | (flags & answers & FLOW_FIN);
+}
+
+/*
+ * How long a flow with these two entries may be silent, ns. `back` may be NULL.
+ *
+ * Whoever knows a client's address and port can send an RST in its name. The endpoint ignores one whose
+ * sequence number is not the right one, but that can't be told here. So it does not close the flow: it
+ * cuts its patience down to that for what is not acknowledged, and any other packet of the client
+ * takes it back, see touch(). Its port of this node may be `taken` earlier: there are few.
+ */
 static __always_inline __u64 patience(const struct packet_settings *how, const struct flow *flow,
-				      const struct flow *back)
+				      const struct flow *back, const bool taken)
 {
 	__u32 flags = flow->flags, answers = back ? back->flags : 0;
 	/* With DSR no answer ever comes by here. */
@@ -75,8 +92,10 @@ static __always_inline __u64 patience(const struct packet_settings *how, const s
 
 	if (flow->other.proto != IPPROTO_TCP)
 		return SECONDS(spoken ? how->udp_open : how->udp_new);
-	if ((flags | answers) & FLOW_RST || (flags & answers) & FLOW_FIN)
+	if (has_ended(flags, answers))
 		return SECONDS(how->tcp_closing);
+	if ((flags | answers) & FLOW_RST)
+		return SECONDS(taken ? how->tcp_closing : how->tcp_new);
 	return SECONDS(spoken ? how->tcp_open : how->tcp_new);
 }
 
@@ -90,37 +109,26 @@ static __always_inline struct flow *mate_of(struct tuple *key, struct flow *flow
 }
 
 static __always_inline bool is_over(const struct packet_settings *how, struct tuple *key,
-				    struct flow *flow, __u64 now)
+				    struct flow *flow, const bool taken, __u64 now)
 {
 	struct flow *back = mate_of(key, flow);
 	__u64 seen = flow->seen;
 
 	if (back && (__s64)(back->seen - seen) > 0)
 		seen = back->seen;
-	return (__s64)(now - seen) > (__s64)patience(how, flow, back);
+	return (__s64)(now - seen) > (__s64)patience(how, flow, back, taken);
 }
 
-/* A new connection of the same client may take its place: the old one is being closed, or long over. */
-static __always_inline bool is_replaceable(const struct packet_settings *how, struct tuple *key,
-					   struct flow *flow, __u64 now)
-{
-	struct flow *back = mate_of(key, flow);
-
-	if ((flow->flags | (back ? back->flags : 0)) & FLOW_CLOSED)
-		return true;
-	return is_over(how, key, flow, now);
-}
-
-/* Another client's may: one end that has said FIN still gets what the other sends. */
+/* Another connection may take its place. One end that has said FIN still gets what the other sends. */
 static __always_inline bool is_free(const struct packet_settings *how, struct tuple *key,
 				    struct flow *flow, __u64 now)
 {
 	struct flow *back = mate_of(key, flow);
 	__u32 answers = back ? back->flags : 0;
 
-	if ((flow->flags | answers) & FLOW_RST || flow->flags & answers & FLOW_FIN)
+	if (has_ended(flow->flags, answers))
 		return true;
-	return is_over(how, key, flow, now);
+	return is_over(how, key, flow, true, now);
 }
 
 /* Whether the endpoint was in a set when it was last written. */
@@ -138,22 +146,27 @@ static __always_inline bool has_left(const struct flow *flow)
 /* Notes that a packet of this direction came by. Whether that was news. */
 static __always_inline bool touch(struct flow *flow, __u8 tcp_flags, __u64 now)
 {
-	__u32 flags = 0;
+	__u32 flags = flow->flags;
 	bool news = false;
 
-	if (flow->flags & FLOW_REPLY || !(tcp_flags & TCP_SYN))
+	if (flags & FLOW_REPLY || !(tcp_flags & TCP_SYN))
 		flags |= FLOW_ANSWERED;
 	if (tcp_flags & TCP_FIN)
 		flags |= FLOW_FIN;
+	/* Who sends on has not meant it, or somebody else has said it. */
 	if (tcp_flags & TCP_RST)
 		flags |= FLOW_RST;
+	else
+		flags &= ~FLOW_RST;
 	/* Stores only where something changes: CPUs may share this cache line. Of two that store at once
 	 * one may lose its bit, and the next packet brings it again; a FIN that is lost costs patience. */
-	if (flags & ~flow->flags) {
-		*(volatile __u32 *)&flow->flags = flow->flags | flags;
+	if (flags != flow->flags) {
+		*(volatile __u32 *)&flow->flags = flags;
 		news = true;
 	}
-	if (now - flow->seen > NSEC_PER_SEC) {
+	/* SYNs that are sent again, and their answers, keep no flow: else one that is never opened would
+	 * hold its port for as long as somebody likes. */
+	if (!(tcp_flags & TCP_SYN) && now - flow->seen > NSEC_PER_SEC) {
 		*(volatile __u64 *)&flow->seen = now;
 		news = true;
 	}

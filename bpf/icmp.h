@@ -205,13 +205,18 @@ static __always_inline __u64 pseudo_header(const struct packet *p, __u32 length)
 	return sum + bpf_htons((__u16)length) + bpf_htons(IPPROTO_ICMPV6);
 }
 
+/* The same number, in a way that the compiler can't take back from the verifier. */
+static __always_inline __u32 from_1_to_256(__u32 number)
+{
+	number -= 1;
+	asm volatile("%0 &= 0xff" : "+r"(number));
+	return number + 1;
+}
+
 /* The sum over `length` bytes, which are a multiple of 4 and at most MAX_QUOTE and an ICMP header. */
 static __always_inline __u64 sum_of(void *ctx, const bool xdp, __u32 at, __u32 length, __be32 *room)
 {
-	/* From 1 to 256, in a way that the compiler can't take back from the verifier. */
-	length -= 1;
-	asm volatile("%0 &= 0xff" : "+r"(length));
-	length += 1;
+	length = from_1_to_256(length);
 	if (xdp ? bpf_xdp_load_bytes(ctx, at, room, length) : bpf_skb_load_bytes(ctx, at, room, length))
 		return 0;
 	return (__u32)bpf_csum_diff(NULL, 0, room, length, 0);
@@ -280,12 +285,16 @@ static __always_inline int answer_frame(struct xdp_md *ctx, const struct packet 
 	return XDP_TX;
 }
 
-/* The same at TC. */
+/*
+ * The same at TC, where the packet may be one of GRO's: its checksum is still to be computed, and would
+ * be, in the quote. The kernel gives that up when the place where the sum begins is cut off, so all
+ * the headers are cut off, and stored again.
+ */
 static __always_inline int answer_skb(struct __sk_buff *ctx, const struct packet *p,
 				      struct answer *answer)
 {
 	__u32 ip_header = p->ipv4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	__u32 header = ip_header + ICMP_HEADER, quoted = quote_of(p);
+	__u32 header = ip_header + ICMP_HEADER, quoted = quote_of(p), cut = p->l4 + 2;
 	__u64 sum = pseudo_header(p, quoted + ICMP_HEADER);
 	struct ethhdr *eth = &answer->link.eth;
 	__u32 *word = (__u32 *)&answer->icmp;
@@ -301,8 +310,8 @@ static __always_inline int answer_skb(struct __sk_buff *ctx, const struct packet
 	else
 		outer_v6(&answer->outer.v6, p->tuple.destination, p->tuple.source,
 			 quoted + ICMP_HEADER, IPPROTO_ICMPV6);
-	if (bpf_skb_change_tail(ctx, p->l3 + quoted, 0) ||
-	    bpf_skb_adjust_room(ctx, header, BPF_ADJ_ROOM_MAC, 0))
+	if (bpf_skb_change_tail(ctx, p->l3 + header + quoted + cut, 0) ||
+	    bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, 0))
 		return TC_ACT_SHOT;
 	if (p->l3 >= sizeof(*eth)) {
 		if (bpf_skb_load_bytes(ctx, 0, eth, sizeof(*eth)))
@@ -313,7 +322,8 @@ static __always_inline int answer_skb(struct __sk_buff *ctx, const struct packet
 	}
 	if ((p->ipv4 ? bpf_skb_store_bytes(ctx, p->l3, &answer->outer.v4, sizeof(struct iphdr), 0) :
 		       bpf_skb_store_bytes(ctx, p->l3, &answer->outer.v6, sizeof(struct ipv6hdr), 0)) ||
-	    bpf_skb_store_bytes(ctx, p->l3 + ip_header, &answer->icmp, ICMP_HEADER, 0))
+	    bpf_skb_store_bytes(ctx, p->l3 + ip_header, &answer->icmp, ICMP_HEADER, 0) ||
+	    bpf_skb_store_bytes(ctx, p->l3 + header, answer->summed, from_1_to_256(quoted), 0))
 		return TC_ACT_SHOT;
 	return bpf_redirect(ctx->ifindex, 0);
 }

@@ -107,7 +107,9 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, stru
 	else
 		outer_v6(&of->answer.outer.v6, from, of->to.destination, p->ip_length, proto);
 	if (!xdp) {
-		__u64 flags = p->ipv4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+		/* The packets of a train stay as long as they are: datagrams have to, and all were measured. */
+		__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO |
+			      (p->ipv4 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
 
 		if (!rewrite(pass->ctx, false, p, &p->tuple, true) ||
 		    bpf_skb_adjust_room(pass->ctx, header, BPF_ADJ_ROOM_MAC, flags) ||
@@ -129,17 +131,15 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, stru
 	return send_frame(pass->ctx, &flow->way);
 }
 
-/* Larger than the way can carry: the sender is told, as far as the packet lets it be told. */
+/*
+ * Larger than the way can carry: the sender is told. Also where the packet has no DF: nothing here can make
+ * fragments, and a sender that knows the MTU makes them itself.
+ */
 static __always_inline int too_big(struct pass *pass, const bool xdp, __u32 mtu, __u32 owner)
 {
 	struct scratch *of = pass->of;
 
-	if (!of->packet.dont_fragment && xdp) {
-		tell(pass, PACKET_SLOW, &of->packet.tuple, owner);
-		return XDP_PASS;
-	}
-	if (!of->packet.dont_fragment || of->packet.fragment == LATER_FRAGMENT ||
-	    !may_tell(pass->now)) {
+	if (of->packet.fragment == LATER_FRAGMENT || !may_tell(pass->now)) {
 		tell(pass, DROP_ICMP_LIMIT, &of->packet.tuple, owner);
 		return END(xdp);
 	}
@@ -184,8 +184,7 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 		tell(pass, verdict, &of->to, owner);
 		return send_frame(pass->ctx, &flow->way);
 	}
-	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4,
-			  is_many(pass->ctx, xdp) ? 0 : p->ip_length + overhead, &of->way);
+	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4, sent_length(p) + overhead, &of->way);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return too_big(pass, xdp, of->way.mtu_result - overhead, owner);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) {
@@ -306,7 +305,7 @@ static __always_inline struct flow *flow_of(struct pass *pass)
 	if (!(flow->flags & FLOW_REPLY)) {
 		/* TCP connections end with their endpoint, datagrams go to another one. */
 		bool anew = tcp ? (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
-					  (has_left(flow) || is_replaceable(pass->how, &p->tuple, flow, pass->now)) :
+					  (has_left(flow) || is_free(pass->how, &p->tuple, flow, pass->now)) :
 				  has_left(flow);
 
 		if (anew) {
@@ -600,7 +599,7 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 		recall_ports(of, pass->now);
 	mirror(&of->to, &flow->other);
 	if (xdp ? !take_link(pass->ctx, &of->answer.link) || bpf_xdp_adjust_head(pass->ctx, shift) :
-		  bpf_skb_adjust_room(pass->ctx, -(int)shift, BPF_ADJ_ROOM_MAC, 0))
+		  bpf_skb_adjust_room(pass->ctx, -(int)shift, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return END(xdp);
 	p->l3 -= shift;
 	p->l4 -= shift;
@@ -708,7 +707,7 @@ int sweep(struct xdp_md *ctx)
 		if (!key)
 			break;
 		flow = find_flow(key, &fresh);
-		if (!flow || !is_over(how, key, flow, now))
+		if (!flow || !is_over(how, key, flow, false, now))
 			continue;
 		ended++;
 		/* With the first half that is met the other goes, too, if it is this one's. */

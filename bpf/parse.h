@@ -80,6 +80,7 @@ struct packet {
 	__u32 l4;
 	__u32 length; /* of the frame */
 	__u32 ip_length; /* of the IP packet, as it says itself */
+	__u32 segment; /* payload of each of several packets that TC has as one; 0: it is one packet */
 	__u32 fragment_id;
 	__u16 vlan; /* 0 = no tag */
 	__u8 ipv4;
@@ -88,6 +89,8 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 dont_fragment;
 	__u8 inner; /* TUNNEL: IPPROTO_IPIP or IPPROTO_IPV6 */
+	__u8 jumbo; /* IPv6, BIG TCP */
+	__u8 l4_header; /* bytes of it, TCP's options counted */
 };
 
 struct headers {
@@ -143,10 +146,11 @@ static __always_inline enum kind parse_ipv4(struct headers h, struct packet *p)
 		return OTHER;
 	header = ip->ihl * 4;
 	p->ip_length = bpf_htons(ip->tot_len);
+	if (!p->ip_length && p->segment)
+		p->ip_length = p->length - p->l3; /* BIG TCP: the field has no room for it */
 	if (p->ip_length < header || p->l3 + p->ip_length > p->length)
 		return OTHER;
 	p->l4 = p->l3 + header;
-	p->ipv4 = 1;
 	p->ttl = ip->ttl;
 	p->tuple.proto = ip->protocol;
 	v4_address(p->tuple.source, ip->saddr);
@@ -169,6 +173,10 @@ static __always_inline enum kind parse_ipv6(struct headers h, struct packet *p)
 	if ((void *)(ip + 1) > h.end || ip->version != 6)
 		return OTHER;
 	p->ip_length = bpf_htons(ip->payload_len) + sizeof(*ip);
+	if (!ip->payload_len && p->segment) {
+		p->ip_length = p->length - p->l3;
+		p->jumbo = 1;
+	}
 	if (p->l3 + p->ip_length > p->length)
 		return OTHER;
 	p->ttl = ip->hop_limit;
@@ -229,6 +237,20 @@ static __always_inline bool is_sender(const __be32 *addr)
 	return first != 255 && (addr[0] | addr[1] | addr[2] | (addr[3] & ~bpf_htonl(1)));
 }
 
+/* How long the IP packet is when it is sent; of several that are one here, the longest. */
+static __always_inline __u32 sent_length(const struct packet *p)
+{
+	__u32 header = p->l4 - p->l3;
+
+	if (!p->segment)
+		return p->ip_length;
+	/* The option that says how long a train is goes when it is taken apart. */
+	if (p->jumbo)
+		header = sizeof(struct ipv6hdr);
+	header += p->l4_header + p->segment;
+	return header < p->ip_length ? header : p->ip_length;
+}
+
 static __always_inline bool is_tagged(const struct packet *p)
 {
 	return p->l3 > sizeof(struct ethhdr);
@@ -248,6 +270,7 @@ static __always_inline enum kind parse_ports(struct headers h, struct packet *p)
 		p->tuple.source_port = tcp->source;
 		p->tuple.destination_port = tcp->dest;
 		p->tcp_flags = ((__u8 *)tcp)[13];
+		p->l4_header = tcp->doff * 4;
 	} else {
 		struct udphdr *udp = l4;
 
@@ -258,6 +281,7 @@ static __always_inline enum kind parse_ports(struct headers h, struct packet *p)
 			return OTHER;
 		p->tuple.source_port = udp->source;
 		p->tuple.destination_port = udp->dest;
+		p->l4_header = sizeof(*udp);
 	}
 	return TRANSPORT;
 }
@@ -288,24 +312,12 @@ static __always_inline __be16 parse_link(void *ctx, const bool xdp, bool raw, st
 	return vlan->ethertype;
 }
 
-static __always_inline enum kind parse(void *ctx, const bool xdp, bool raw, struct packet *p)
+/* What the headers say that can be read directly. OTHER also if they are not all there. */
+static __always_inline enum kind parse_headers(void *ctx, const bool xdp, struct packet *p)
 {
-	__be16 ethertype = parse_link(ctx, xdp, raw, p);
-	struct headers h;
-	enum kind kind;
+	struct headers h = headers_of(ctx, xdp);
+	enum kind kind = p->ipv4 ? parse_ipv4(h, p) : parse_ipv6(h, p);
 
-	p->length = length_of(ctx, xdp);
-	h = headers_of(ctx, xdp);
-	if (!xdp && h.end - h.data < MAX_PULL && h.end - h.data < p->length) {
-		bpf_skb_pull_data(ctx, p->length < MAX_PULL ? p->length : MAX_PULL);
-		h = headers_of(ctx, xdp);
-	}
-	if (ethertype == ETHERTYPE_IPV4)
-		kind = parse_ipv4(h, p);
-	else if (ethertype == ETHERTYPE_IPV6)
-		kind = parse_ipv6(h, p);
-	else
-		return OTHER;
 	if (kind == OTHER || !is_sender(p->tuple.source))
 		return OTHER;
 	if (p->tuple.proto == (p->ipv4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
@@ -318,6 +330,29 @@ static __always_inline enum kind parse(void *ctx, const bool xdp, bool raw, stru
 		return OTHER;
 	/* The ports of a later fragment are those of its first one. */
 	return p->fragment == LATER_FRAGMENT ? TRANSPORT : parse_ports(h, p);
+}
+
+static __always_inline enum kind parse(void *ctx, const bool xdp, bool raw, struct packet *p)
+{
+	__be16 ethertype = parse_link(ctx, xdp, raw, p);
+	struct headers h = headers_of(ctx, xdp);
+	enum kind kind;
+
+	if (ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6)
+		return OTHER;
+	p->length = length_of(ctx, xdp);
+	p->segment = xdp ? 0 : ((struct __sk_buff *)ctx)->gso_size;
+	p->ipv4 = ethertype == ETHERTYPE_IPV4;
+	kind = parse_headers(ctx, xdp, p);
+	/* Nothing is pulled before something is missed: a train of GRO's most often begins with its headers.
+	 * Of a tunnel those inside are needed, too. */
+	if (xdp || kind == TRANSPORT || kind == ICMP_MESSAGE || h.end - h.data >= MAX_PULL ||
+	    h.end - h.data >= p->length)
+		return kind;
+	if (bpf_skb_pull_data(ctx, p->length < MAX_PULL ? p->length : MAX_PULL))
+		return OTHER;
+	p->fragment = WHOLE;
+	return parse_headers(ctx, xdp, p);
 }
 
 #endif

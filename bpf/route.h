@@ -15,13 +15,7 @@ static long (*redirect_neigh)(__u32 ifindex, void *way, int size, __u64 flags) =
 #define TUNNEL_V4 ((__u32)sizeof(struct iphdr))
 #define TUNNEL_V6 ((__u32)sizeof(struct ipv6hdr))
 
-/* TC may see several segments as one packet, which no MTU concerns. */
-static __always_inline bool is_many(void *ctx, const bool xdp)
-{
-	return !xdp && ((struct __sk_buff *)ctx)->gso_size;
-}
-
-/* BPF_FIB_LKUP_RET_…, or negative. `length` of the IP packet; 0 lets the kernel ask the skb. */
+/* BPF_FIB_LKUP_RET_…, or negative. `length` of the IP packet; 0: whatever fits the device. */
 static __always_inline long find_way(void *ctx, __u32 ifindex, const struct tuple *to, bool ipv4,
 				     __u32 length, struct bpf_fib_lookup *way)
 {
@@ -93,7 +87,8 @@ static __always_inline void outer_v4(struct iphdr *ip, const __be32 *from, const
 	ip->version = 4;
 	ip->ihl = 5;
 	ip->tos = 0;
-	ip->tot_len = bpf_htons((__u16)(length + sizeof(*ip)));
+	length += sizeof(*ip);
+	ip->tot_len = bpf_htons((__u16)(length > 65535 ? 0 : length)); /* 0: BIG TCP */
 	ip->id = 0;
 	ip->frag_off = flags;
 	ip->ttl = 64;
@@ -111,7 +106,7 @@ static __always_inline void outer_v6(struct ipv6hdr *ip, const __be32 *from, con
 				     __u32 length, __u8 proto)
 {
 	*(__be32 *)ip = bpf_htonl(6 << 28);
-	ip->payload_len = bpf_htons((__u16)length);
+	ip->payload_len = bpf_htons((__u16)(length > 65535 ? 0 : length));
 	ip->nexthdr = proto;
 	ip->hop_limit = 64;
 	copy_address((__be32 *)&ip->saddr, from);

@@ -149,6 +149,7 @@ class ProgramInfo:
     name: str
     run_time_ns: int
     run_cnt: int
+    verified: int  # instructions that the verifier went through; 0: not known (before Linux 5.16)
 
 
 def program_info(fd: int) -> ProgramInfo:
@@ -156,8 +157,8 @@ def program_info(fd: int) -> ProgramInfo:
     raw = _info(fd)
     _kind, ident, tag = struct.unpack_from("=II8s", raw)
     name = raw[64:80].split(b"\0")[0].decode()
-    run_time, runs = struct.unpack_from("=QQ", raw, 192)
-    return ProgramInfo(ident, tag.hex(), name, run_time, runs)
+    run_time, runs, _misses, verified = struct.unpack_from("=QQQI", raw, 192)
+    return ProgramInfo(ident, tag.hex(), name, run_time, runs, verified)
 
 
 def link_program(fd: int) -> int:

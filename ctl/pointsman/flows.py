@@ -39,8 +39,9 @@ FIN = _constants["FLOW_FIN"]
 RST = _constants["FLOW_RST"]
 
 SECOND = 1_000_000_000
-#: States. A TCP flow of which one end has closed is still open to the programs.
-NEW, OPEN, HALF_CLOSED, CLOSING = "new", "open", "half-closed", "closing"
+#: States. A TCP flow of which one end has closed is still open to the programs; one that its client
+#: has reset may be, for anybody could have sent that.
+NEW, OPEN, HALF_CLOSED, RESET, CLOSING = "new", "open", "half-closed", "reset", "closing"
 
 
 class Tuple(NamedTuple):
@@ -85,7 +86,8 @@ def timeout(timeouts: Timeouts, protocol: int, state: str) -> int:
     """Seconds that a flow in this state may be silent."""
     if protocol != TCP:
         return timeouts.udp_new if state == NEW else timeouts.udp_open
-    return {NEW: timeouts.tcp_new, CLOSING: timeouts.tcp_closing}.get(state, timeouts.tcp_open)
+    limits = {NEW: timeouts.tcp_new, RESET: timeouts.tcp_new, CLOSING: timeouts.tcp_closing}
+    return limits.get(state, timeouts.tcp_open)
 
 
 def timeouts_of(settings: bytes) -> Timeouts:
@@ -188,8 +190,10 @@ class PortUse(NamedTuple):
 def state_of(protocol: int, client: int, reply: int) -> str:
     """Of the flags of both halves, 0 for one that is missing. As `patience` of bpf/flow.h."""
     either, both = client | reply, client & reply
-    if protocol == TCP and (either & RST or both & FIN):
+    if protocol == TCP and (reply & RST or both & FIN):
         return CLOSING
+    if protocol == TCP and client & RST:
+        return RESET
     # Replies of a DSR flow don't come past this node.
     answered = client if either & DSR else both
     if not answered & ANSWERED:

@@ -183,10 +183,13 @@ class PacketLab:
             self._programs[hook] = bpf.obj_get(self.programs / hook)
         return self._programs[hook]
 
-    def run(self, frame: bytes, hook: str = "xdp_ingress", device: str = "eth0") -> Outcome:
-        """One frame through one program, as if `device` had it."""
+    def run(
+        self, frame: bytes, hook: str = "xdp_ingress", device: str = "eth0", segment: int = 0
+    ) -> Outcome:
+        """One frame through one program, as if `device` had it; `segment` as test_run has it."""
         program, index = self.program(hook), self.devices.get(device) or self.index(device)
-        return self.on_node(lambda: test_run(program, frame, index, xdp=hook.startswith("xdp")))
+        xdp = hook.startswith("xdp")
+        return self.on_node(lambda: test_run(program, frame, index, xdp=xdp, segment=segment))
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -234,6 +237,13 @@ class PacketLab:
                 aged = bytearray(value)
                 struct.pack_into("=Q", aged, at, max(0, seen - int(seconds * 1e9)))
                 state.update(key, bytes(aged))
+
+    def sweep(self) -> int:
+        """How many flows were over and are deleted."""
+        keys = [key for name in ("flows", "flows_new") for key, _ in self.map(name).items()]
+        for number, key in enumerate(keys):
+            self.map("sweep_keys").update(struct.pack("=I", number), key)
+        return bpf.run(self.program("sweep"), struct.pack("=I", len(keys)).ljust(64, b"\0"))
 
     def close(self) -> None:
         for fd in self._programs.values():

@@ -24,7 +24,7 @@ _TC = {TC_OK: PASS, TC_UNSPEC: PASS, TC_SHOT: DROP, TC_REDIRECT: SEND}
 
 _ROOM = 8192
 _SKB_CONTEXT = 192  # struct __sk_buff, Linux 5.18: what is behind is taken for zero
-_SKB_INGRESS_IFINDEX, _SKB_IFINDEX = 36, 40
+_SKB_INGRESS_IFINDEX, _SKB_IFINDEX, _SKB_GSO_SIZE = 36, 40, 176
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +41,20 @@ def _xdp_context(length: int, ifindex: int) -> bytes:
     return struct.pack("=6I", 0, length, 0, ifindex, 0, 0)
 
 
-def _skb_context(ifindex: int) -> bytes:
+def _skb_context(ifindex: int, segment: int) -> bytes:
     context = bytearray(_SKB_CONTEXT)
     struct.pack_into("=II", context, _SKB_INGRESS_IFINDEX, ifindex, ifindex)
+    struct.pack_into("=I", context, _SKB_GSO_SIZE, segment)
     return bytes(context)
 
 
-def test_run(program: int, frame: bytes, ifindex: int, *, xdp: bool) -> Outcome:
+def test_run(program: int, frame: bytes, ifindex: int, *, xdp: bool, segment: int = 0) -> Outcome:
     """Runs a program once. Devices and routes are those of the calling thread's network namespace;
-    for XDP the device must have a program attached, else it has no receive queue to speak of."""
+    for XDP the device must have a program attached, else it has no receive queue to speak of.
+    `segment`: TC has several packets as this one, with so many bytes of payload each."""
     data = ctypes.create_string_buffer(frame, len(frame))
     out = ctypes.create_string_buffer(_ROOM)
-    context = _xdp_context(len(frame), ifindex) if xdp else _skb_context(ifindex)
+    context = _xdp_context(len(frame), ifindex) if xdp else _skb_context(ifindex, segment)
     given = ctypes.create_string_buffer(context, len(context))
     options = _RunOpts(sz=ctypes.sizeof(_RunOpts), repeat=1)
     options.data_in, options.data_size_in = ctypes.addressof(data), len(frame)

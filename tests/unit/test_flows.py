@@ -96,6 +96,7 @@ def test_flows_of_a_service_or_of_a_client(wanted: Filter, count: int) -> None:
         pytest.param(TCP, ANSWERED | FIN, ANSWERED, "half-closed", id="one-fin"),
         pytest.param(TCP, ANSWERED | FIN, ANSWERED | FIN, "closing", id="both-fin"),
         pytest.param(TCP, 0, RST, "closing", id="refused"),
+        pytest.param(TCP, ANSWERED | RST, ANSWERED, "reset", id="by-the-client-or-in-its-name"),
         pytest.param(UDP, 0, ANSWERED, "new", id="one-question-one-answer"),
         pytest.param(UDP, ANSWERED, ANSWERED, "open", id="a-stream"),
         pytest.param(TCP, ANSWERED | DSR, 0, "open", id="dsr-answers-come-past-this-node"),

@@ -247,8 +247,10 @@ class Node:
                 raise
             return None
 
-    def send(self, packet: Packet | bytes, hook: str = XDP, device: str = "eth0") -> Outcome:
-        return self.lab.run(bytes(packet), hook, device)
+    def send(
+        self, packet: Packet | bytes, hook: str = XDP, device: str = "eth0", segment: int = 0
+    ) -> Outcome:
+        return self.lab.run(bytes(packet), hook, device, segment)
 
 
 def name_of(prefix: str) -> str:

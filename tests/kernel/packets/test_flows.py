@@ -202,6 +202,69 @@ def test_a_syn_on_a_flow_that_is_over_chooses_anew(node: Node, f: Family) -> Non
 
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_a_half_open_flow_ends_its_time_after_its_first_packet(node: Node, f: Family) -> None:
+    """However often its SYN or the answer to it is sent again: else it would hold its port."""
+    client_says(node, f)
+    node.lab.age(50)
+    client_says(node, f)
+    endpoint_says(node, f)
+    node.lab.age(11)
+    before = node.lab.counts()["FLOW_MOVED"]
+    client_says(node, f)
+    assert node.lab.counts()["FLOW_MOVED"] == before + 1
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_an_acknowledged_flow_is_not_half_open(node: Node, f: Family) -> None:
+    client_says(node, f)
+    node.lab.age(50)
+    endpoint_says(node, f)
+    client_says(node, f, "A")
+    node.lab.age(3600)
+    both = ((f.remote, ELSEWHERE), (f.remote2, ELSEWHERE))
+    node.serve(f, REMOTE, (f.remote2, ELSEWHERE), all=both)
+    assert endpoint_of(f, client_says(node, f)) == f.remote
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+@pytest.mark.parametrize(
+    ("said", "seconds", "kept"),
+    [
+        pytest.param("client", 50, True, id="the client's, for a while"),
+        pytest.param("client", 61, False, id="the client's"),
+        pytest.param("both", 3600, True, id="the client's, which goes on"),
+        pytest.param("endpoint", 9, True, id="the endpoint's, for a moment"),
+        pytest.param("endpoint", 11, False, id="the endpoint's"),
+    ],
+)
+def test_what_a_reset_ends(node: Node, f: Family, said: str, seconds: int, kept: bool) -> None:
+    """Anybody can send one in the client's name, and the endpoint may well ignore it."""
+    connect(node, f)
+    if said == "endpoint":
+        endpoint_says(node, f, "R")
+    else:
+        client_says(node, f, "R")
+    if said == "both":
+        client_says(node, f, "PA")
+    node.lab.age(seconds)
+    assert node.lab.sweep() == (0 if kept else 1)
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+@pytest.mark.parametrize("flags", ["R", "FA"])
+def test_a_stranger_who_ends_and_begins_it_anew_moves_nothing(
+    node: Node, f: Family, flags: str
+) -> None:
+    """In the client's name: the connection stays with its endpoint, which knows better."""
+    connect(node, f)
+    both = ((f.remote, ELSEWHERE), (f.remote2, ELSEWHERE))
+    node.serve(f, REMOTE, (f.remote2, ELSEWHERE), all=both)
+    client_says(node, f, flags)
+    assert endpoint_of(f, client_says(node, f)) == f.remote
+    assert endpoint_of(f, client_says(node, f, "PA")) == f.remote
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
 def test_datagrams_move_when_their_endpoint_has_left(node: Node, f: Family) -> None:
     asks(node, f)
     answers(node, f)

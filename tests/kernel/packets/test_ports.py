@@ -111,6 +111,17 @@ def test_the_port_of_a_closed_connection_is_free(node: Node, f: Family) -> None:
 
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_the_port_of_a_connection_that_its_client_reset_is_soon_free(node: Node, f: Family) -> None:
+    """Not at once: a stranger's RST must not hand it to somebody else while it is in use."""
+    node.lab.configure(first_port=61000, last_port=61000)
+    syn(node, f, 5000)
+    node.send(arriving(f.tcp((f.client, 5000), (f.node, REMOTE), "R")))
+    assert syn(node, f, 6000).verdict == DROP
+    node.lab.age(11)
+    assert source_port(f, syn(node, f, 6000)) == 61000
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
 def test_the_port_of_a_flow_that_is_over_is_free(node: Node, f: Family) -> None:
     node.lab.configure(first_port=61000, last_port=61000)
     syn(node, f, 5000)

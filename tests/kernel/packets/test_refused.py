@@ -228,16 +228,21 @@ def test_what_just_fits_goes_on(node: Node, f: Family, hook: str) -> None:
     assert outcome.frame[14:] == bytes(leaving(wanted))[14:]
 
 
-def test_without_df_it_is_the_kernels_to_fragment(node: Node) -> None:
-    """XDP can't make fragments of a packet: it is left to TC, and nobody is told of an MTU."""
-    frame = bytes(arriving(_query(V4, bytes(NARROW), NARROW_PORT)))
-    outcome = node.send(frame)
-    assert (outcome.verdict, outcome.frame) == (PASS, frame)
-    slow = node.send(frame, INGRESS)
-    assert slow.verdict in (PASS, SEND, DROP)
-    wanted = V4.udp((V4.node, IN_RANGE), (V4.narrow, TARGET), bytes(NARROW), 63)
-    if slow.verdict == SEND:
-        assert slow.frame[14:] == bytes(wanted)
+@pytest.mark.parametrize("hook", [XDP, INGRESS])
+def test_also_without_df_the_sender_is_told(node: Node, hook: str) -> None:
+    """Neither XDP nor TC can make fragments. Who sent it can, once it knows."""
+    about = _query(V4, bytes(NARROW), NARROW_PORT)
+    outcome = node.send(arriving(about), hook)
+    message = told(V4, outcome.frame, about, linked=hook == XDP)
+    assert (message.type, message.code, message.nexthopmtu) == (3, 4, NARROW)
+
+
+@pytest.mark.parametrize("hook", [XDP, INGRESS])
+def test_of_fragments_that_do_not_fit_the_first_is_told(node: Node, hook: str) -> None:
+    first, second, *_ = fragment(_query(V4, bytes(4000), NARROW_PORT), 1480)
+    outcome = node.send(arriving(first), hook)
+    assert told(V4, outcome.frame, first, linked=hook == XDP).nexthopmtu == NARROW
+    assert node.send(arriving(second), hook).verdict == DROP
 
 
 def test_a_checksum_of_none_is_quoted_as_none(node: Node) -> None:

@@ -16,7 +16,7 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
 
-from tests.kernel.packets.node import EGRESS, INGRESS, XDP, Node
+from tests.kernel.packets.node import EGRESS, ELSEWHERE, INGRESS, XDP, Choice, Node, entries
 from tests.kernel.packets.table import Case
 from tests.kernel.packets.world import (
     FAMILIES,
@@ -32,7 +32,7 @@ from tests.kernel.packets.world import (
     arriving,
     tagged,
 )
-from tests.support.packets import PASS
+from tests.support.packets import PASS, SEND
 
 
 def _udp(f: Family, port: int = REMOTE, to: str = "", **more: object) -> Packet:
@@ -79,6 +79,8 @@ CASES = [
     Case("a NodePort at a load balancer's address", lambda f: arriving(_syn(f, to=f.vip))),
     Case("a port of a load balancer at the node", lambda f: arriving(_syn(f, REMOTE - 30000))),
     Case("a port that a load balancer does not have", lambda f: arriving(_syn(f, 7, f.vip))),
+    Case("a datagram to a port that a load balancer does not have",
+         lambda f: arriving(_udp(f, 7, f.vip))),
     Case("a port of a load balancer at another one's", lambda f: arriving(_syn(f, RANGED, f.vip2))),
     Case("a ClusterIP from outside", lambda f: arriving(_syn(f, 80, f.cluster_ip))),
     Case("an undefined port of a ClusterIP from outside",
@@ -183,6 +185,21 @@ def test_a_frame_cut_anywhere_before_its_payload_passes_untouched(
                 continue
             assert (outcome.verdict, outcome.frame.hex()) == (PASS, frame[:length].hex()), length
     assert not node.lab.flows()
+
+
+@pytest.mark.parametrize("hook", [XDP, INGRESS])
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_an_external_ip_that_is_the_nodes_leaves_it_its_other_ports(
+    node: Node, f: Family, hook: str
+) -> None:
+    node.set("web", *entries(f, "web", 8443, Choice(((f.remote, ELSEWHERE),)), f.node))
+    try:
+        assert node.send(arriving(_syn(f, 8443)), hook).verdict == SEND
+        frame = bytes(arriving(_syn(f, 22)))
+        outcome = node.send(frame, hook)
+        assert (outcome.verdict, outcome.frame) == (PASS, frame)
+    finally:
+        node.set("web")
 
 
 @pytest.mark.parametrize("device", ["pod0", "lo"])
