@@ -592,6 +592,17 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 	return GO_ON(xdp);
 }
 
+/* XDP sees what is for other hosts, too, where a device is promiscuous: bridged, or tcpdump runs. */
+static __always_inline bool is_sent_to(struct xdp_md *ctx, const struct device *device)
+{
+	struct headers h = headers_of(ctx, true);
+	const __u16 *to = h.data, *own = (const __u16 *)device->mac;
+
+	if (!(own[0] | own[1] | own[2]))
+		return true;
+	return h.data + ETH_ALEN <= h.end && to[0] == own[0] && to[1] == own[1] && to[2] == own[2];
+}
+
 static __always_inline int process(struct pass *pass, const bool xdp)
 {
 	struct scratch *of = pass->of;
@@ -616,7 +627,7 @@ static __always_inline int process(struct pass *pass, const bool xdp)
 		pass->ifindex = *ifindex;
 		device = devices.lookup(&pass->ifindex);
 	}
-	if (!device)
+	if (!device || (xdp && !is_sent_to(pass->ctx, device)))
 		return GO_ON(xdp);
 	if (pass->hook == HOOK_TC_INGRESS && ((struct __sk_buff *)pass->ctx)->pkt_type)
 		return TC_ACT_UNSPEC; /* for another host, or for many */
