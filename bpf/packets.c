@@ -114,7 +114,7 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, cons
 		    (p->ipv4 ? bpf_skb_store_bytes(pass->ctx, p->l3, &of->answer.outer.v4, TUNNEL_V4, 0) :
 			       bpf_skb_store_bytes(pass->ctx, p->l3, &of->answer.outer.v6, TUNNEL_V6, 0)))
 			return TC_ACT_SHOT;
-		return redirect_neigh(ifindex, NULL, 0, 0);
+		return send_by_kernel(pass->ctx, ifindex, pass->device & DEVICE_RAW);
 	}
 	if (!rewrite(pass->ctx, true, p, &p->tuple, true) || !take_link(pass->ctx, &of->answer.link) ||
 	    bpf_xdp_adjust_head(pass->ctx, -(int)header) || !put_link(pass->ctx, &of->answer.link, is_tagged(p)))
@@ -196,7 +196,7 @@ static __always_inline int send(struct pass *pass, const bool xdp, const struct 
 	tell(pass, error ? PACKET_ERROR : verdict, &of->to, owner);
 	if (xdp)
 		return out ? send_frame(pass->ctx, p, &of->way, out) : XDP_DROP;
-	return redirect_neigh(of->way.ifindex, NULL, 0, 0);
+	return send_by_kernel(pass->ctx, of->way.ifindex, pass->device & DEVICE_RAW);
 }
 
 /* A pod that reached itself: back to where it came from, because no route leads there. */

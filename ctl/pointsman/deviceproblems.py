@@ -18,6 +18,7 @@ from pointsman.devices import (
     Surrounding,
     loses_tags,
     may_run_xdp,
+    servable,
 )
 from pointsman.events import Problem
 from pointsman.values import Address, to_text
@@ -136,7 +137,7 @@ def unserved_ways(
 def _unserved_way(device: Device, address: Address, is_endpoint: bool) -> Problem:
     who = "endpoints on other nodes" if is_endpoint else "other nodes"
     message = f"{who}, such as {to_text(address)}, are behind it, and it is not served: "
-    if device.ethernet:
+    if servable(device):
         mend = f"name it with --devices, too: '…,{device.name}'"
     else:
         mend = (

@@ -15,7 +15,7 @@ from pointsman.values import Address, is_ipv4
 
 #: Among the names of devices: those with a default route. Of modes: native, or TC alone.
 AUTO = "auto"
-NODE, POD, XDP = (abi.constants()[f"DEVICE_{name}"] for name in ("NODE", "POD", "XDP"))
+NODE, POD, RAW, XDP = (abi.constants()[f"DEVICE_{name}"] for name in ("NODE", "POD", "RAW", "XDP"))
 NO_ADDRESS, NO_MAC = bytes(16), bytes(6)
 #: Drivers that `auto` serves by TC alone. The first three hand over frames of senders on the same
 #: machine (a pod, a guest, another Xen domain) whose checksum is left to hardware that never sees
@@ -26,7 +26,7 @@ NO_ADDRESS, NO_MAC = bytes(16), bytes(6)
 _TC_ALONE = frozenset(("veth", "tun", "vif", "bonding", "vxlan", "geneve"))
 #: NETDEV_XDP_ACT_…: whether a driver's program may send to other devices; whether it takes that.
 _REDIRECTS, _TAKES = 1 << 1, 1 << 2
-NO_FRAMES = "it has no Ethernet frames, or no neighbours"  # a tunnel's device
+NO_FRAMES = "its frames are not Ethernet's, or it has no neighbours"  # gre, sit, ppp, dummy
 _MAX_DEVICES = 256  # MAX_DEVICES, see Sizes
 
 
@@ -60,14 +60,16 @@ class Packets:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device as the kernel tells it. `lower`: ifindex of what a VLAN device stands on, in this
-    namespace, `vlan` its tag; `untags`: it takes tags off before XDP sees a frame; `xdp`: (mode,
-    program id) of what is attached, ours too; `forwards`: whether IPv4, IPv6 that comes in there is
-    forwarded. `mac` and `driver` are all zero and "" where there is none."""
+    """One device as the kernel tells it. `ethernet`: its frames are, and neighbours are asked for;
+    `raw`: packets have no frame there (ipip, WireGuard, tun). `lower`: ifindex of what a VLAN
+    device stands on, in this namespace, `vlan` its tag; `untags`: it takes tags off before XDP
+    sees a frame; `xdp`: (mode, program id) of what is attached, ours too; `forwards`: whether
+    IPv4, IPv6 that comes in there is forwarded. `mac` and `driver` are all zero and "" where there is none."""
 
     index: int
     name: str
     ethernet: bool = True
+    raw: bool = False
     up: bool = True
     loopback: bool = False
     kind: str = ""
@@ -204,7 +206,7 @@ def _node_devices(
         found = [
             d for d in seen.devices
             # An overlay's device is where replies of endpoints on other nodes come in.
-            if not d.loopback and (d.index in indexes or (d.index in seen.beyond and d.ethernet))
+            if not d.loopback and (d.index in indexes or (d.index in seen.beyond and servable(d)))
         ]  # fmt: skip
         if not found:
             problems.append(
@@ -220,7 +222,7 @@ def _node_devices(
             if not any(fnmatchcase(device.name, glob) for device in found):
                 unserved[glob] = "there is no such device"
     for device in found:
-        if device.ethernet:
+        if servable(device):
             yield device
         elif packets.devices != (AUTO,):
             unserved[device.name] = NO_FRAMES
@@ -235,6 +237,10 @@ def _node_devices(
             )
 
 
+def servable(device: Device) -> bool:
+    return device.ethernet or device.raw
+
+
 def _matches(name: str, globs: Collection[str]) -> bool:
     """The loopback device has to be named as it is: `*` is not meant to be all devices of all."""
     return any(fnmatchcase(name, glob) for glob in globs if name != "lo" or glob == "lo")
@@ -246,7 +252,7 @@ def _served(
     node = flags == NODE
     return Served(
         device,
-        flags,
+        flags | RAW if device.raw else flags,
         lower=device.lower if device.vlan else 0,
         vlan=device.vlan,
         ipv4=_address(device, flags, seen, around, ipv6=False),
@@ -264,8 +270,8 @@ def _runs_xdp(device: Device, packets: Packets, seen: Seen) -> bool:
 def may_run_xdp(device: Device, packets: Packets) -> bool:
     """Whether XDP is tried there, if nothing about VLANs is against it."""
     if packets.xdp_mode == AUTO:
-        return device.driver not in _TC_ALONE
-    return packets.xdp_mode != "none"
+        return device.driver not in _TC_ALONE and not device.raw
+    return packets.xdp_mode != "none" and not device.raw
 
 
 def loses_tags(device: Device, seen: Seen) -> bool:

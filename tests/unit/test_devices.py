@@ -11,6 +11,7 @@ from pointsman.devices import (
     NO_ADDRESS,
     NODE,
     POD,
+    RAW,
     XDP,
     Assigned,
     Choice,
@@ -31,7 +32,7 @@ LO = Device(1, "lo", ethernet=False, loopback=True)
 ETH0, ETH1 = Device(2, "eth0"), Device(3, "eth1")
 VLAN = Device(4, "eth1.100", kind="vlan", lower=3, vlan=100)
 POD_END = Device(5, "veth5", kind="veth")
-TUNNEL = Device(6, "wg0", ethernet=False)
+TUNNEL = Device(6, "gre1", ethernet=False)
 V4, V4_LATER, V6 = map(to_address, ("192.0.2.1", "192.0.2.9", "2001:db8::1"))
 SEEN = Seen(
     (LO, ETH0, ETH1, VLAN, POD_END, TUNNEL),
@@ -197,7 +198,7 @@ def test_nothing_is_said_of_a_device_that_works() -> None:
     [
         pytest.param(Packets(("eth7",)), "error", "device eth7", id="a-name"),
         pytest.param(Packets(("bond*",)), "warning", "device bond*", id="a-pattern"),
-        pytest.param(Packets(("wg0",)), "error", "no Ethernet frames", id="no-frames"),
+        pytest.param(Packets(("gre1",)), "error", "not Ethernet's", id="no-frames"),
         pytest.param(
             Packets(("eth0",), snat_ports=(50000, 60000)), "warning", "ip_local_port_range",
             id="ports-of-connections",
@@ -252,12 +253,22 @@ def test_a_way_to_endpoints_that_is_not_served_is_an_error(device: Device, mend:
     assert (device.name in str(found), mend in str(found)) == (True, True), str(found)
 
 
+def test_what_has_no_frames_at_all_is_served_by_tc_as_it_is() -> None:
+    tunnel = Device(8, "tunl0", ethernet=False, raw=True)
+    seen = replace(SEEN, devices=(*SEEN.devices, tunnel), beyond=frozenset({8}))
+    for packets in (AUTO, Packets(("eth0", "tunl0"), xdp_mode="native")):
+        choice = choose(packets, seen, Surrounding())
+        assert names(choice) == {"eth0": NODE, "tunl0": NODE | RAW}
+        assert [one.xdp for one in choice.served] == [True, False]
+        assert aimed(choice.served[1], {2}) == choice.served[1]
+
+
 def test_a_default_route_by_a_tunnel_is_passed_over_by_auto() -> None:
     seen = replace(SEEN, defaults=(*SEEN.defaults, Route(TUNNEL.index)))
     choice = choose(AUTO, seen, Surrounding())
     assert (names(choice), choice.unserved) == ({"eth0": NODE}, {})
     ((severity, text),) = said(AUTO, seen)
-    assert (severity, "device wg0" in text) == ("warning", True)
+    assert (severity, "device gre1" in text) == ("warning", True)
 
 
 # -- where XDP runs, and where it may send -------------------------------------------------------

@@ -66,11 +66,17 @@ def test_a_vlan_names_the_device_below_and_its_tag() -> None:
 
 
 def test_a_device_without_frames_is_known() -> None:
-    loopback, tunnel, down = read(
-        link(1, "lo", kind=772, flags=0x9), link(2, "wg0", kind=65534), link(3, "eth0", flags=0)
+    loopback, tunnel, gre, dummy, down = read(
+        link(1, "lo", kind=772, flags=0x9),
+        link(2, "wg0", kind=65534, flags=0x81),
+        link(4, "gre1", kind=778, flags=0x81),
+        link(5, "dummy0", flags=0x81),
+        link(3, "eth0", flags=0),
     )
-    assert (loopback.loopback, loopback.ethernet) == (True, False)
-    assert not tunnel.ethernet
+    assert (loopback.loopback, loopback.ethernet, loopback.raw) == (True, False, False)
+    assert (tunnel.ethernet, tunnel.raw) == (False, True)
+    for neither in (gre, dummy):
+        assert (neither.ethernet, neither.raw) == (False, False)
     assert (down.ethernet, down.up) == (True, False)
 
 

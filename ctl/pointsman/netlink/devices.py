@@ -37,6 +37,8 @@ _ADDRESS, _LOCAL, _ADDRESS_FLAGS = 1, 2, 8
 _TEMPORARY, _NOT_YET = 0x01, 0x08 | 0x20 | 0x40  # IFA_F_…: failed, deprecated, tentative
 _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE, _VIA = 4, 5, 6, 7, 9, 15, 18
 _MAIN, _UNICAST = 254, 1
+#: ARPHRD_…: ipip, ip6tnl, tun and WireGuard. (gre and sit show TC the outer header, too.)
+_RAW = (768, 769, 0xFFFE)
 _ETHERNET, _UP, _LOOPBACK, _NOARP = 1, 0x1, 0x8, 0x80
 _8021Q = 0x8100
 # include/uapi/linux/ethtool.h: struct ethtool_drvinfo has the driver at byte 4, 196 in all
@@ -78,6 +80,7 @@ def _devices(route: Netlink) -> Iterator[Device]:
             index,
             found[_IFNAME].rstrip(b"\0").decode(errors="replace"),
             ethernet=kind == _ETHERNET and not flags & _NOARP,
+            raw=kind in _RAW,
             up=bool(flags & _UP),
             loopback=bool(flags & _LOOPBACK),
             kind=text,
@@ -150,7 +153,7 @@ def gateway_of(found: dict[int, bytes]) -> Address | None:
 
 
 def _with_settings(device: Device) -> Device:
-    if device.loopback or not device.ethernet:
+    if device.loopback or not (device.ethernet or device.raw):
         return device
     driver = _ethtool(device.name, _GET_DRIVER, 196)[4:36].partition(b"\0")[0]
     flags = number(_ethtool(device.name, _GET_FLAGS, 8)[4:])
