@@ -64,7 +64,7 @@ class Device:
     `raw`: packets have no frame there (ipip, WireGuard, tun). `lower`: ifindex of what a VLAN
     device stands on, in this namespace, `vlan` its tag; `untags`: it takes tags off before XDP
     sees a frame; `xdp`: (mode, program id) of what is attached, ours too; `forwards`: whether
-    IPv4, IPv6 that comes in there is forwarded. `mac` and `driver` are all zero and "" where there is none."""
+    IPv4, IPv6 that comes in there is forwarded. `mac` and `driver`: zeros and "" for none."""
 
     index: int
     name: str

@@ -47,6 +47,7 @@ class Surroundings:
         self._found: Mapping[Address, int] | None = None
         self._devices: frozenset[int] = frozenset()
         self._endpoints: Mapping[tuple[str, str], Address] = {}
+        self._nodes: set[str] = set()
         self._around: tuple[tuple[object, ...], Surrounding] | None = None
         self._opt_outs = OptOuts(lambda found: put(_opted_out(found)))
         self.run, self.stop = self._opt_outs.run, self._opt_outs.stop
@@ -129,7 +130,10 @@ class Surroundings:
         which way the pods of other nodes are reached."""
         nodes = {ref.name for ref in tracker.nodes} - {self.context.node_name}
         known = {key: one for key, one in self._endpoints.items() if key[0] in nodes}
-        for ref in touched:
+        # A node may be told of after the pods on it.
+        refs = touched if nodes <= self._nodes else tracker.services.keys()
+        self._nodes = nodes
+        for ref in refs:
             for piece in tracker.slices(ref) if ref.kind == "Service" else ():
                 for endpoint in piece.endpoints or ():
                     key = endpoint.node_name, piece.address_type
