@@ -227,3 +227,21 @@ def test_xdp_takes_what_is_sent_to_the_device_itself(node: Node, f: Family) -> N
         assert node.lab.flows()
     finally:
         serve_devices(node.lab)
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_a_frame_whose_tag_was_taken_off_is_left_to_the_vlan_s_device(
+    node: Node, f: Family
+) -> None:
+    """As network cards do before XDP: on a device that only carries VLANs it is nobody's, and TC
+    has it at the VLAN's own device, without a tag."""
+    node.lab.serve_device("eth0", (), ())
+    try:
+        frame = arriving(_syn(f, to=f.node5))
+        outcome = node.send(frame)
+        assert (outcome.verdict, outcome.frame) == (PASS, bytes(frame))
+        assert not node.lab.flows()
+        node.send(frame, INGRESS, VLAN_DEVICE)
+        assert node.lab.flows()
+    finally:
+        serve_devices(node.lab)
