@@ -316,7 +316,8 @@ struct device {
 	__u32 flags; /* DEVICE_… */
 	__u32 lower; /* ifindex of the device that carries its frames, with this VLAN tag; 0 = itself */
 	__u32 vlan; /* 1 to 4094, 0 = no tag */
-	__u32 pad;
+	__u8 mac[6]; /* its own: XDP takes what is sent to it, and nothing else; 0 = whatever comes */
+	__u16 pad;
 	__be32 ipv4[4]; /* this node's address for what goes out here; 0 = none of this family */
 	__be32 ipv6[4];
 };

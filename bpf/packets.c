@@ -116,7 +116,7 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, stru
 		    (p->ipv4 ? bpf_skb_store_bytes(pass->ctx, p->l3, &of->answer.outer.v4, TUNNEL_V4, 0) :
 			       bpf_skb_store_bytes(pass->ctx, p->l3, &of->answer.outer.v6, TUNNEL_V6, 0)))
 			return TC_ACT_SHOT;
-		return redirect_neigh(ifindex, NULL, 0, 0);
+		return send_by_kernel(pass->ctx, ifindex, pass->device & DEVICE_RAW);
 	}
 	if (!rewrite(pass->ctx, true, p, &p->tuple, true) || !take_link(pass->ctx, &of->answer.link) ||
 	    bpf_xdp_adjust_head(pass->ctx, -(int)header) || !put_link(pass->ctx, &of->answer.link, is_tagged(p)))
@@ -216,7 +216,7 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 	tell(pass, error ? PACKET_ERROR : verdict, &of->to, owner);
 	if (xdp)
 		return send_frame(pass->ctx, &flow->way);
-	return redirect_neigh(of->way.ifindex, NULL, 0, 0);
+	return send_by_kernel(pass->ctx, of->way.ifindex, pass->device & DEVICE_RAW);
 }
 
 /* A pod that reached itself: back to where it came from, because no route leads there. */
@@ -612,6 +612,17 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 	return GO_ON(xdp);
 }
 
+/* XDP sees what is for other hosts, too, where a device is promiscuous: bridged, or tcpdump runs. */
+static __always_inline bool is_sent_to(struct xdp_md *ctx, const struct device *device)
+{
+	struct headers h = headers_of(ctx, true);
+	const __u16 *to = h.data, *own = (const __u16 *)device->mac;
+
+	if (!(own[0] | own[1] | own[2]))
+		return true;
+	return h.data + ETH_ALEN <= h.end && to[0] == own[0] && to[1] == own[1] && to[2] == own[2];
+}
+
 static __always_inline int process(struct pass *pass, const bool xdp)
 {
 	struct scratch *of = pass->of;
@@ -636,7 +647,7 @@ static __always_inline int process(struct pass *pass, const bool xdp)
 		pass->ifindex = *ifindex;
 		device = devices.lookup(&pass->ifindex);
 	}
-	if (!device)
+	if (!device || (xdp && !is_sent_to(pass->ctx, device)))
 		return GO_ON(xdp);
 	if (pass->hook == HOOK_TC_INGRESS && ((struct __sk_buff *)pass->ctx)->pkt_type)
 		return TC_ACT_UNSPEC; /* for another host, or for many */

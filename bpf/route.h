@@ -12,6 +12,14 @@
 static long (*redirect_neigh)(__u32 ifindex, void *way, int size, __u64 flags) =
 	(void *)BPF_FUNC_redirect_neigh;
 
+/* The kernel finds the neighbour. It drops what came in without a frame, so that gets room for one. */
+static __always_inline int send_by_kernel(struct __sk_buff *ctx, __u32 ifindex, bool raw)
+{
+	if (raw && bpf_skb_change_head(ctx, sizeof(struct ethhdr), 0))
+		return TC_ACT_SHOT;
+	return redirect_neigh(ifindex, NULL, 0, 0);
+}
+
 #define TUNNEL_V4 ((__u32)sizeof(struct iphdr))
 #define TUNNEL_V6 ((__u32)sizeof(struct ipv6hdr))
 

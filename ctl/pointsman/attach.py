@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from pointsman import bpf
 from pointsman.deviceproblems import Outcome
 from pointsman.devices import Served
+from pointsman.errors import PointsmanError
 from pointsman.hooks import (
     DEVICE_HOOKS,
     TC_EGRESS,
@@ -28,6 +30,8 @@ from pointsman.hooks import (
 )
 from pointsman.netlink import devices as links
 from pointsman.netlink import filters, neighbours
+
+log = logging.getLogger("pointsman.agent")
 
 _MODES = {"native": 1 << 2, "generic": 1 << 1}  # XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE
 _BEFORE = 1 << 3  # BPF_F_BEFORE: what a program before ours accepts would not be seen by ours
@@ -46,9 +50,8 @@ class DeviceLinks:
     """
 
     def __init__(self, root: Path, *, clsact: bool = False) -> None:
+        self._root = root
         self._directory = root / "links"
-        # Two that pin elsewhere leave each other's filters alone.
-        self._label = f"pointsman:{root}"
         # The variable is for tests, which start agents on kernels that have tcx.
         self._clsact = clsact or os.environ.get("POINTSMAN_TC") == "clsact"
 
@@ -74,10 +77,13 @@ class DeviceLinks:
         self._directory.mkdir(exist_ok=True)
         present = [link for link in pinned if link.index == index]
         xdp, fault, foreign = "none", "", 0
-        if served.xdp and mode in _MODES:
-            xdp, fault, foreign = self._xdp(programs, served, mode, present)
-        else:
-            self._remove(link for link in present if link.hook == XDP_INGRESS.name)
+        try:
+            if served.xdp and mode in _MODES:
+                xdp, fault, foreign = self._xdp(programs, served, mode, present)
+            else:
+                self._remove(link for link in present if link.hook == XDP_INGRESS.name)
+        except OSError as error:
+            fault = f"{XDP_INGRESS.name}: {error.strerror or error}"
         tc, tc_fault = "none", ""
         if served.tc:
             # Replies first: else the first ones of what comes in would go out untranslated.
@@ -97,8 +103,16 @@ class DeviceLinks:
         return self._remove(link for link in self.present() if link.index not in kept)
 
     def remove_all(self) -> list[str]:
-        """Leaves nothing of ours, neighbours included; the names of the pins that went."""
+        """Leaves nothing of ours, neighbours included; the names of the pins that went. Raises
+        PointsmanError if a filter can't be deleted: it still runs, and its pin says so."""
         removed = self.keep_only(())
+        left = [link for link in self.present() if link.is_filter]
+        if left:
+            names = ", ".join(f"{link.hook} of {link.name}" for link in left)
+            raise PointsmanError(
+                f"filters that can't be deleted: {names}; delete them "
+                f"('tc filter del dev {left[0].name} …'), and try again"
+            )
         if removed:
             with contextlib.suppress(OSError):
                 for hop in neighbours.kept_neighbours()[0]:
@@ -109,10 +123,13 @@ class DeviceLinks:
         removed = []
         for link in chosen:
             if link.is_filter:
-                with contextlib.suppress(OSError):
+                try:
                     if link.index:
                         name = self._filter_name(link.hook)
                         filters.delete(link.index, _PARENTS[link.hook], name)
+                except OSError as error:
+                    log.warning("%s stays on %s: %s", link.hook, link.name, error)
+                    continue  # whoever tries next knows of it by its pin
             else:
                 with contextlib.suppress(OSError), _opened(self._directory / link.pin) as fd:
                     bpf.link_detach(fd)
@@ -121,7 +138,10 @@ class DeviceLinks:
         return removed
 
     def _filter_name(self, hook: str) -> str:
-        return f"{self._label}:{hook}"
+        """Two that pin elsewhere leave each other's filters alone. A path would not do: in a
+        container the same directory has another one, its inode is the same."""
+        where = self._root.stat()
+        return f"pointsman:{where.st_dev:x}:{where.st_ino:x}:{hook}"
 
     def _flip(self, link: DeviceLink, program: int, pin: Path) -> None:
         """Has a link run this program, and be pinned as it should."""

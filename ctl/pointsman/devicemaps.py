@@ -10,7 +10,7 @@ from pointsman import abi, bpf
 from pointsman.devices import Packets, Served, vlans
 
 _FIRST = bytes(4)
-_device = abi.layouts()["device"].packer("flags", "lower", "vlan", "ipv4", "ipv6")
+_device = abi.layouts()["device"].packer("flags", "lower", "vlan", "mac", "ipv4", "ipv6")
 _vlan = abi.layouts()["vlan_key"].packer("lower", "vlan")
 _u32 = struct.Struct("=I")
 _SETTINGS = ("first_port", "last_port", "dsr")
@@ -31,11 +31,10 @@ class DeviceMaps:
         for opened in (self._devices, self._vlans, self._settings):
             opened.close()
 
-    def add(self, served: Iterable[Served]) -> None:
+    def add(self, one: Served) -> None:
         """Before anything is attached there."""
-        served = list(served)
-        _put(self._devices, {_u32.pack(one.device.index): packed(one) for one in served})
-        _put(self._vlans, _vlan_elements(served))
+        _put(self._devices, {_u32.pack(one.device.index): packed(one)})
+        _put(self._vlans, _vlan_elements([one]))
 
     def keep_only(self, served: Iterable[Served]) -> None:
         """After all others were detached."""
@@ -54,7 +53,7 @@ class DeviceMaps:
 
 def packed(one: Served) -> bytes:
     """struct device"""
-    return _device(one.flags, one.lower, one.vlan, one.ipv4, one.ipv6)
+    return _device(one.flags, one.lower, one.vlan, one.device.mac, one.ipv4, one.ipv6)
 
 
 def _vlan_elements(served: Iterable[Served]) -> dict[bytes, bytes]:

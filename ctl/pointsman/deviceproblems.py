@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pointsman.devices import (
     AUTO,
     NO_ADDRESS,
+    NO_FRAMES,
     NODE,
     Choice,
+    Device,
     Packets,
     Seen,
     Served,
     Surrounding,
+    loses_tags,
+    may_run_xdp,
+    servable,
 )
 from pointsman.events import Problem
 from pointsman.values import Address, to_text
@@ -93,7 +98,7 @@ def problems(
     """All of them; errors are what is not in force."""
     if not packets.wanted:
         return ()
-    found = [*choice.problems, *_ports(packets, seen, around)]
+    found = [*choice.problems, *_ports(packets, seen, around), *_tags(packets, seen, choice)]
     for name, why in sorted(choice.unserved.items()):
         found.append(
             Problem(
@@ -111,27 +116,39 @@ def problems(
 
 
 def unserved_ways(
-    ways: Mapping[Address, tuple[int, Address]], seen: Seen, choice: Choice
+    ways: Mapping[Address, tuple[int, Address]],
+    endpoints: Collection[Address],
+    seen: Seen,
+    choice: Choice,
 ) -> tuple[Problem, ...]:
     """Devices that lead to other nodes and are not served: an endpoint's reply that comes in there
-    is not translated. `ways`: (ifindex, next hop) by address of a node."""
+    is not translated. `ways`: (ifindex, next hop) by address, of a node or one of `endpoints`."""
     served = {one.device.index for one in choice.served if one.flags & NODE}
     if not served:
         return ()
-    names = {device.index: device.name for device in seen.devices if not device.loopback}
-    found: dict[str, Address] = {}
-    for address, (index, _) in sorted(ways.items()):
-        if index in names and index not in served:
-            found.setdefault(names[index], address)
-    return tuple(
-        Problem(
-            f"other nodes, such as {to_text(address)}, are behind it, and it is not served: their "
-            "replies are not translated there",
-            "name it with --devices, too",
-            object=_object(name),
-            severity="warning",
+    devices = {one.index: one for one in seen.devices if not one.loopback}
+    found: dict[int, Address] = {}
+    for address, (index, _) in sorted(ways.items(), key=lambda way: way[0] not in endpoints):
+        if index in devices and index not in served:
+            found.setdefault(index, address)
+    return tuple(_unserved_way(devices[i], a, a in endpoints) for i, a in sorted(found.items()))
+
+
+def _unserved_way(device: Device, address: Address, is_endpoint: bool) -> Problem:
+    who = "endpoints on other nodes" if is_endpoint else "other nodes"
+    message = f"{who}, such as {to_text(address)}, are behind it, and it is not served: "
+    if servable(device):
+        mend = f"name it with --devices, too: '…,{device.name}'"
+    else:
+        mend = (
+            f"it can't be ({NO_FRAMES}): have pods routed without it, use "
+            "externalTrafficPolicy: Local, or leave clients outside to kube-proxy (--devices none)"
         )
-        for name, address in sorted(found.items())
+    return Problem(
+        message + "their replies are not translated there",
+        mend,
+        object=_object(device.name),
+        severity="error" if is_endpoint else "warning",
     )
 
 
@@ -150,6 +167,27 @@ def _ports(packets: Packets, seen: Seen, around: Surrounding) -> Iterator[Proble
                 f"--snat-ports {first}-{last} overlap {low}-{high} of {whose}: replies to this "
                 "node's own connections may be taken for those of clients",
                 f"choose other ports, or {mend}",
+                severity="warning",
+            )
+
+
+def _tags(packets: Packets, seen: Seen, choice: Choice) -> Iterator[Problem]:
+    """Devices that take VLAN tags off before XDP: `auto` leaves them, and their VLANs, to TC."""
+    concerned = {one.lower or one.device.index for one in choice.served if one.flags & NODE}
+    for device in seen.devices:
+        if device.index not in concerned or not loses_tags(device, seen):
+            continue
+        if packets.xdp_mode == AUTO:
+            message = "packets are served at TC instead, for more CPU time"
+        else:
+            message = (
+                "what is for a VLAN is not served by XDP, or as if it were for the device itself"
+            )
+        if packets.xdp_mode != "none" and may_run_xdp(device, packets):
+            yield Problem(
+                f"VLAN tags are taken off before XDP sees them; {message}",
+                f"run 'ethtool -K {device.name} rxvlan off'",
+                object=_object(device.name),
                 severity="warning",
             )
 

@@ -6,7 +6,7 @@ What the kernel makes of it, and what an operator should know of that, is in `de
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from pointsman import abi
@@ -15,8 +15,18 @@ from pointsman.values import Address, is_ipv4
 
 #: Among the names of devices: those with a default route. Of modes: native, or TC alone.
 AUTO = "auto"
-NODE, POD = (abi.constants()[name] for name in ("DEVICE_NODE", "DEVICE_POD"))
-NO_ADDRESS = bytes(16)
+NODE, POD, RAW, XDP = (abi.constants()[f"DEVICE_{name}"] for name in ("NODE", "POD", "RAW", "XDP"))
+NO_ADDRESS, NO_MAC = bytes(16), bytes(6)
+#: Drivers that `auto` serves by TC alone. The first three hand over frames of senders on the same
+#: machine (a pod, a guest, another Xen domain) whose checksum is left to hardware that never sees
+#: them. TC knows which; XDP does not, and what it sends on is dropped for its checksum. What XDP
+#: sends back on a veth is lost, too, while the other end has no program. (virtio_net is none of
+#: these: for XDP it has the host compute checksums, and drops what comes without.) bonding runs XDP
+#: in the name of its members, which are no devices of ours. Overlays have no XDP.
+_TC_ALONE = frozenset(("veth", "tun", "vif", "bonding", "vxlan", "geneve"))
+#: NETDEV_XDP_ACT_…: whether a driver's program may send to other devices; whether it takes that.
+_REDIRECTS, _TAKES = 1 << 1, 1 << 2
+NO_FRAMES = "its frames are not Ethernet's, or it has no neighbours"  # gre, sit, ppp, dummy
 _MAX_DEVICES = 256  # MAX_DEVICES, see Sizes
 
 
@@ -52,13 +62,16 @@ class Packets:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device as the kernel tells it. `lower`: ifindex of what a VLAN device stands on, in this
-    namespace, `vlan` its tag; `xdp`: (mode, program id) of what is attached, ours too;
-    `forwards`: whether IPv4, IPv6 that comes in there is forwarded."""
+    """One device as the kernel tells it. `ethernet`: its frames are, and neighbours are asked for;
+    `raw`: packets have no frame there (ipip, WireGuard, tun). `lower`: ifindex of what a VLAN
+    device stands on, in this namespace, `vlan` its tag; `untags`: it takes tags off before XDP
+    sees a frame; `xdp`: (mode, program id) of what is attached, ours too; `forwards`: whether
+    IPv4, IPv6 that comes in there is forwarded. `mac` and `driver`: zeros and "" for none."""
 
     index: int
     name: str
     ethernet: bool = True
+    raw: bool = False
     up: bool = True
     loopback: bool = False
     kind: str = ""
@@ -67,6 +80,9 @@ class Device:
     mtu: int = 1500
     xdp: tuple[tuple[str, int], ...] = ()
     lro: bool = False
+    untags: bool = False
+    mac: bytes = NO_MAC
+    driver: str = ""
     forwards: tuple[bool, bool] = (True, True)
 
 
@@ -93,21 +109,28 @@ class Route:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """The devices of a network namespace at one moment. `local_ports`: first and last port that
-    the kernel gives to connections (net.ipv4.ip_local_port_range)."""
+    the kernel gives to connections (net.ipv4.ip_local_port_range). `beyond`: by which endpoints on
+    other nodes are reached (ifindex)."""
 
     devices: tuple[Device, ...] = ()
     addresses: tuple[Assigned, ...] = ()
     defaults: tuple[Route, ...] = ()
     local_ports: tuple[int, int] = (32768, 60999)
+    beyond: frozenset[int] = frozenset()
+
+    def carries(self, device: Device) -> bool:
+        """Whether a VLAN's device stands on it."""
+        return any(one.lower == device.index and one.vlan for one in self.devices)
 
 
 @dataclass(frozen=True, slots=True)
 class Surrounding:
-    """What else decides: this node's own addresses, best first; those of other nodes; the host's
-    sides of pods without hooks, by ifindex; which ports are NodePorts."""
+    """What else decides: this node's own addresses, best first; those of other nodes; some of the
+    endpoints there; the host's sides of pods without hooks, by ifindex; the ports of NodePorts."""
 
     own_addresses: tuple[Address, ...] = ()
     other_nodes: frozenset[Address] = frozenset()
+    endpoints: frozenset[Address] = frozenset()
     pods: frozenset[int] = frozenset()
     node_ports: tuple[int, int] = (30000, 32767)
 
@@ -160,11 +183,11 @@ def choose(packets: Packets, seen: Seen, around: Surrounding) -> Choice:
         index: _served(by_index[index], flag, packets, seen, around)
         for index, flag in flags.items()
     }
-    if packets.xdp_mode != "none":
-        for each in [one for one in served.values() if one.flags & NODE and one.lower]:
-            # Tagged frames come in below; what is not tagged there is none of ours.
-            if (lower := by_index.get(each.lower)) and each.lower not in served:
-                served[lower.index] = Served(lower, 0, xdp=True, tc=False)
+    for each in [one for one in served.values() if one.flags & NODE and one.lower]:
+        # Tagged frames come in below; what is not tagged there is none of ours.
+        lower = by_index.get(each.lower)
+        if lower and lower.index not in served and _runs_xdp(lower, packets, seen):
+            served[lower.index] = Served(lower, 0, xdp=True, tc=False)
     kept = sorted(served.values(), key=lambda one: (not one.flags & NODE, one.device.index))
     for each in kept[_MAX_DEVICES:]:
         unserved[each.device.name] = f"there are more than {_MAX_DEVICES} devices"
@@ -182,7 +205,11 @@ def _node_devices(
 ) -> Iterator[Device]:
     if packets.devices == (AUTO,):
         indexes = {route.index for route in seen.defaults}
-        found = [d for d in seen.devices if d.index in indexes and not d.loopback]
+        found = [
+            d for d in seen.devices
+            # An overlay's device is where replies of endpoints on other nodes come in.
+            if not d.loopback and (d.index in indexes or (d.index in seen.beyond and servable(d)))
+        ]  # fmt: skip
         if not found:
             problems.append(
                 Problem(
@@ -197,10 +224,23 @@ def _node_devices(
             if not any(fnmatchcase(device.name, glob) for device in found):
                 unserved[glob] = "there is no such device"
     for device in found:
-        if not device.ethernet:
-            unserved[device.name] = "its frames have no Ethernet header"
-        else:
+        if servable(device):
             yield device
+        elif packets.devices != (AUTO,):
+            unserved[device.name] = NO_FRAMES
+        else:
+            problems.append(
+                Problem(
+                    f"packets from outside are not served there: {NO_FRAMES}",
+                    "name the devices that clients come by with --devices",
+                    object=f"device {device.name}",
+                    severity="warning",
+                )
+            )
+
+
+def servable(device: Device) -> bool:
+    return device.ethernet or device.raw
 
 
 def _matches(name: str, globs: Collection[str]) -> bool:
@@ -214,17 +254,50 @@ def _served(
     node = flags == NODE
     return Served(
         device,
-        flags,
+        flags | RAW if device.raw else flags,
         lower=device.lower if device.vlan else 0,
         vlan=device.vlan,
-        ipv4=_address(device, seen, around, ipv6=False),
-        ipv6=_address(device, seen, around, ipv6=True),
+        ipv4=_address(device, flags, seen, around, ipv6=False),
+        ipv6=_address(device, flags, seen, around, ipv6=True),
         # A VLAN's device has no driver of its own: XDP runs on the one below.
-        xdp=node and packets.xdp_mode != "none" and not device.vlan,
+        xdp=node and not device.vlan and _runs_xdp(device, packets, seen),
     )
 
 
-def _address(device: Device, seen: Seen, around: Surrounding, *, ipv6: bool) -> Address:
+def _runs_xdp(device: Device, packets: Packets, seen: Seen) -> bool:
+    untouched = packets.xdp_mode == AUTO and loses_tags(device, seen)
+    return may_run_xdp(device, packets) and not untouched
+
+
+def may_run_xdp(device: Device, packets: Packets) -> bool:
+    """Whether XDP is tried there, if nothing about VLANs is against it."""
+    if packets.xdp_mode == AUTO:
+        return device.driver not in _TC_ALONE and not device.raw
+    return packets.xdp_mode != "none" and not device.raw
+
+
+def loses_tags(device: Device, seen: Seen) -> bool:
+    """Whether XDP there takes a VLAN's frames for the device's own. TC does not: it is told of a
+    tag that was taken off."""
+    return device.untags and seen.carries(device)
+
+
+def targets(native: Collection[int], features: Mapping[int, int]) -> frozenset[int]:
+    """The devices to which XDP may send what came in at another one, by ifindex: `native` have our
+    program in their driver, `features` is what the kernel says that each can do."""
+    if not all(features.get(index, 0) & _REDIRECTS for index in native):
+        return frozenset()
+    return frozenset(index for index in native if features[index] & _TAKES)
+
+
+def aimed(one: Served, at: Collection[int]) -> Served:
+    """As the programs are to know it, `at` being those that XDP may send to."""
+    if one.flags & NODE and (one.lower or one.device.index) in at:
+        return replace(one, flags=one.flags | XDP)
+    return one
+
+
+def _address(device: Device, flags: int, seen: Seen, around: Surrounding, *, ipv6: bool) -> Address:
     """This node's address for what goes out there: the Node's own if it is on that device, else the
     one that the default route prefers, else the first."""
     here = [
@@ -239,4 +312,9 @@ def _address(device: Device, seen: Seen, around: Surrounding, *, ipv6: bool) -> 
     for route in sorted(seen.defaults, key=lambda route: route.metric):
         if route.index == device.index and route.ipv6 == ipv6 and route.source in everywhere:
             return route.source or NO_ADDRESS
+    if not here and flags == POD:
+        # Host's sides of pods often have none: any of this node's does as well.
+        usable = (each.address for each in seen.addresses if each.usable)
+        own = (address for address in around.own_addresses if address in everywhere)
+        here = [address for address in (*own, *usable) if is_ipv4(address) != ipv6]
     return here[0] if here else NO_ADDRESS

@@ -15,7 +15,18 @@ from typing import Any
 from pointsman.attach import DeviceLinks
 from pointsman.devicemaps import DeviceMaps
 from pointsman.deviceproblems import Outcome, problems, rows, unserved_ways
-from pointsman.devices import AUTO, NODE, Choice, Packets, Route, Seen, Surrounding, choose
+from pointsman.devices import (
+    AUTO,
+    NODE,
+    Choice,
+    Packets,
+    Route,
+    Seen,
+    Surrounding,
+    aimed,
+    choose,
+    targets,
+)
 from pointsman.events import Problem
 from pointsman.netlink import devices, neighbours
 from pointsman.values import Address
@@ -59,9 +70,12 @@ class DeviceWatch:
         self._faulty = False
         self._defaults: tuple[Route, ...] = ()  # the last that there were
         self._mode = ""
+        self._able: frozenset[int] = frozenset()  # devices to which XDP may send
         self._hops_for: object = None
-        self._hops_at = 0.0
+        self._ways_for: object = None
+        self._ways_at = 0.0
         self._ways: dict[Address, neighbours.NextHop] = {}
+        self._beyond: frozenset[int] = frozenset()  # devices that ever led to endpoints elsewhere
 
     def begin(self, programs: Path, maps: Path) -> None:
         """The lookup maps are filled: from here on devices are served, by these programs."""
@@ -116,7 +130,7 @@ class DeviceWatch:
         if programs is None or maps is None:
             return False
         try:
-            seen = self._look_around(packets)
+            seen = self._look_around(packets, around)
             if seen is None:
                 return True
             choice = choose(packets, seen, around)
@@ -124,19 +138,27 @@ class DeviceWatch:
             outcomes = self._serve(programs, maps, choice, packets)
         except OSError as error:
             log.error("devices could not be followed, it is tried again: %s", error)
+            text = f"devices are not followed, what is served stays as it is: {error}"
+            told = self._told.rows if self._told else ()
+            self._tell(DevicesNow(told, (Problem(text, "see the agent's log"),)))
             return False
         self._keep_neighbours(seen, choice, around)
-        ways = unserved_ways(self._ways, seen, choice)
+        ways = unserved_ways(self._ways, around.endpoints, seen, choice)
         found = (*problems(packets, seen, around, choice, outcomes), *ways)
         self._faulty = any(map(_may_heal, outcomes))
         self._tell(DevicesNow(tuple(rows(choice, outcomes)), found))
         return True
 
-    def _look_around(self, packets: Packets) -> Seen | None:
-        """What there is now. A default route that is away for a moment is no reason to take
-        programs off, and to end all open connections: the last one counts. None: nothing is known
-        yet, and what a former agent attached stays."""
+    def _look_around(self, packets: Packets, around: Surrounding) -> Seen | None:
+        """What there is now. A route that is away for a moment is no reason to take programs off,
+        and to end all open connections: the last one counts. None: nothing is known yet, and what a
+        former agent attached stays."""
         seen = devices.seen()
+        self._find_ways(seen, around)
+        there = {device.index for device in seen.devices}
+        now = {way[0] for address, way in self._ways.items() if address in around.endpoints}
+        self._beyond = (self._beyond | now) & there
+        seen = replace(seen, beyond=self._beyond)
         if AUTO not in packets.devices:
             return seen
         if seen.defaults:
@@ -148,28 +170,44 @@ class DeviceWatch:
     def _serve(
         self, programs: Path, maps: DeviceMaps, choice: Choice, packets: Packets
     ) -> list[Outcome]:
+        # What the programs must know goes after them, and comes before them: with others in between
+        # there would be no room for as many as there may be.
         removed = self._links.keep_only(choice.served)
         if removed:
             log.info("detached %s", ", ".join(removed))
-        # What the programs must know comes before them, and goes after them.
-        maps.add(choice.served)
+        maps.keep_only(choice.served)
         mode = "native" if packets.xdp_mode == AUTO else packets.xdp_mode
         present = self._links.present()
         if mode != self._mode:
             self._done, self._mode = {}, mode
         before, self._done = self._done, {}
+        able = self._able & {one.device.index for one in choice.served if one.xdp}
+        self._able = able if mode == "native" else frozenset()
         for one in choice.served:
             index = one.device.index
             known = before.get(index)
-            # A filter goes with its qdisc, which anyone may delete: that is looked at each time.
-            if known is None or known.served != one or known.tc == "clsact":
-                found = self._links.serve(programs, one, mode, present)
-                if known is None or (known.xdp, known.tc) != (found.xdp, found.tc):
-                    log.info("device=%s xdp=%s tc=%s", one.device.name, found.xdp, found.tc)
-                known = found
+            try:
+                maps.add(aimed(one, self._able))
+                # A filter goes with its qdisc, which anyone may delete: it is looked at each time.
+                if known is None or known.served != one or known.tc == "clsact":
+                    known = self._links.serve(programs, one, mode, present)
+            except OSError as error:
+                known = Outcome(one, tc_fault=error.strerror or str(error))
+            was = before.get(index)
+            if was is None or (was.xdp, was.tc) != (known.xdp, known.tc):
+                log.info("device=%s xdp=%s tc=%s", one.device.name, known.xdp, known.tc)
             self._done[index] = known
-        maps.keep_only(choice.served)
+        self._aim(maps)
         return list(self._done.values())
+
+    def _aim(self, maps: DeviceMaps) -> None:
+        """Lets XDP send to those devices whose drivers take it now that a program is there."""
+        native = {index for index, one in self._done.items() if one.xdp == "native"}
+        able = targets(native, devices.xdp_features()) if native else frozenset()
+        if able != self._able:
+            self._able = able
+            for one in self._done.values():
+                maps.add(aimed(one.served, able))
 
     def _tell(self, now: DevicesNow) -> None:
         if now != self._told:
@@ -178,19 +216,26 @@ class DeviceWatch:
 
     # -- neighbours --------------------------------------------------------------------------
 
-    def _keep_neighbours(self, seen: Seen, choice: Choice, around: Surrounding) -> None:
+    def _find_ways(self, seen: Seen, around: Surrounding) -> None:
         """Not whenever a pod's device comes or goes: there may be thousands of other nodes."""
-        node = tuple(one for one in choice.served if one.flags & NODE)
-        here = tuple((one.device.index, one.addresses) for one in node)
-        key = (around.other_nodes, seen.defaults, here)
-        if key == self._hops_for and time.monotonic() - self._hops_at < _ROUTES:
+        key = (around.other_nodes, around.endpoints, seen.defaults)
+        if key == self._ways_for and time.monotonic() - self._ways_at < _ROUTES:
             return
-        self._hops_for, self._hops_at = key, time.monotonic()
+        self._ways_for, self._ways_at = key, time.monotonic()
+        self._ways = neighbours.next_hops(around.other_nodes | around.endpoints)
+
+    def _keep_neighbours(self, seen: Seen, choice: Choice, around: Surrounding) -> None:
+        """Those of other nodes and the gateways; those of pods an overlay keeps itself."""
+        node = [one for one in choice.served if one.flags & NODE]
+        hops = {way for address, way in self._ways.items() if address in around.other_nodes}
+        gateways = {(route.index, route.gateway) for route in seen.defaults if route.gateway}
+        usable = {d.index for d in seen.devices if d.ethernet and d.up and not d.loopback}
+        wanted = {hop for hop in hops | gateways if hop[0] in usable} if node else set()
+        key = (wanted, tuple(one.device.index for one in node), self._ways_at)
+        if key == self._hops_for:
+            return
+        self._hops_for = key
         try:
-            self._ways = neighbours.next_hops(around.other_nodes) if node else {}
-            usable = {d.index for d in seen.devices if d.ethernet and d.up and not d.loopback}
-            gateways = {(r.index, r.gateway) for r in seen.defaults if r.gateway and node}
-            wanted = {hop for hop in {*self._ways.values(), *gateways} if hop[0] in usable}
             ours, others = neighbours.kept_neighbours()
             for hop in ours - wanted:
                 neighbours.forget_neighbour(hop)

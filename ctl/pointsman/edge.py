@@ -10,6 +10,7 @@ from typing import Any
 from pointsman.attach import DeviceLinks
 from pointsman.devices import Packets, Surrounding
 from pointsman.devicewatch import DevicesNow, DeviceWatch
+from pointsman.errors import PointsmanError
 from pointsman.events import Problem
 from pointsman.pins import Loaded, Pins
 from pointsman.settings import Settings
@@ -28,6 +29,7 @@ class Edge:
         self._watch = DeviceWatch(settings.packets, settings.bpffs, put)
         self._now = DevicesNow()
         self._error = ""
+        self._left: tuple[Problem, ...] = ()  # what runs still, and should not
         self._sweeper: Sweeper | None = None
         self._begun = threading.Event()
         self._stopped = False
@@ -68,9 +70,12 @@ class Edge:
         self._error = loaded.packets_error
         # What an agent before attached reads the same maps, unless they have another layout now.
         if not self._wanted or loaded.rebuilt:
-            removed = DeviceLinks(self._settings.bpffs).remove_all()
-            if removed:
-                log.info("detached %s", ", ".join(removed))
+            try:
+                removed = DeviceLinks(self._settings.bpffs).remove_all()
+                if removed:
+                    log.info("detached %s", ", ".join(removed))
+            except PointsmanError as error:
+                self._left = (Problem(str(error), "the agent tries it when it starts"),)
         if not self._wanted:
             Pins(self._settings.bpffs, self._settings.sizes).drop_packets(loaded.generation)
 
@@ -84,8 +89,9 @@ class Edge:
     @property
     def problems(self) -> tuple[Problem, ...]:
         if not self._error:
-            return self._now.problems
+            return *self._left, *self._now.problems
         return (
+            *self._left,
             Problem(
                 "packets from outside are not served, their programs can't be loaded: "
                 + self._error.partition("\n")[0],

@@ -17,7 +17,7 @@ from pointsman.optout import opted_out
 from pointsman.optouts import OptOuts
 from pointsman.settings import Settings
 from pointsman.tracker import Tracker
-from pointsman.values import Address
+from pointsman.values import Address, to_address
 from pointsman.wanted import affected, node_ref
 
 
@@ -46,7 +46,9 @@ class Surroundings:
         self._wanted: frozenset[Address] = frozenset()
         self._found: Mapping[Address, int] | None = None
         self._devices: frozenset[int] = frozenset()
-        self._around: tuple[tuple[Context, frozenset[int]], Surrounding] | None = None
+        self._endpoints: Mapping[tuple[str, str], Address] = {}
+        self._nodes: set[str] = set()
+        self._around: tuple[tuple[object, ...], Surrounding] | None = None
         self._opt_outs = OptOuts(lambda found: put(_opted_out(found)))
         self.run, self.stop = self._opt_outs.run, self._opt_outs.stop
 
@@ -67,12 +69,13 @@ class Surroundings:
     @property
     def around(self) -> Surrounding:
         """What decides which devices are served, and how."""
-        context, key = self.context, (self.context, self._devices)
+        context, key = self.context, (self.context, self._devices, self._endpoints)
         if self._around and all(a is b for a, b in zip(self._around[0], key, strict=True)):
             return self._around[1]
         around = Surrounding(
             context.own_addresses,
             context.remote_addresses - context.local_addresses,
+            frozenset(self._endpoints.values()) - context.local_addresses,
             self._devices,
             context.policy.node_port_range,
         )
@@ -118,7 +121,29 @@ class Surroundings:
             more.add(node_ref(self.context))
             self._new = False
         self._moved = self._moved and not tracker.listed
+        if self._settings.packets.wanted:
+            self._look_beyond(tracker, touched)
         return more
+
+    def _look_beyond(self, tracker: Tracker, touched: set[Ref]) -> None:
+        """A pod of each family on each other node, the first that was seen: by them is found out
+        which way the pods of other nodes are reached."""
+        nodes = {ref.name for ref in tracker.nodes} - {self.context.node_name}
+        known = {key: one for key, one in self._endpoints.items() if key[0] in nodes}
+        # A node may be told of after the pods on it.
+        refs = touched if nodes <= self._nodes else tracker.services.keys()
+        self._nodes = nodes
+        for ref in refs:
+            for piece in tracker.slices(ref) if ref.kind == "Service" else ():
+                for endpoint in piece.endpoints or ():
+                    key = endpoint.node_name, piece.address_type
+                    if key[0] not in nodes or key in known or piece.address_type == "FQDN":
+                        continue
+                    address = to_address(endpoint.addresses[0])
+                    if address not in self.context.remote_addresses:  # what runs on the node itself
+                        known[key] = address
+        if known != self._endpoints:
+            self._endpoints = known
 
     def status(self) -> dict[str, Any]:
         context = self.context

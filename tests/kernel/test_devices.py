@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -17,9 +18,9 @@ import pytest
 from pointsman import abi, bpf, host
 from pointsman.attach import DeviceLinks
 from pointsman.deviceproblems import Outcome
-from pointsman.devices import AUTO, NO_ADDRESS, NODE, POD, Packets, Seen, Served, Surrounding
+from pointsman.devices import AUTO, NO_ADDRESS, NODE, POD, XDP, Packets, Seen, Served, Surrounding
 from pointsman.devicewatch import DevicesNow, DeviceWatch
-from pointsman.errors import LayoutMismatch
+from pointsman.errors import LayoutMismatch, PointsmanError
 from pointsman.netlink import devices, filters, neighbours
 from pointsman.netns import found_in
 from pointsman.pins import Loaded, Pins
@@ -109,11 +110,13 @@ class Watched:
 
 @pytest.fixture
 def watched(loaded: Loaded) -> Iterator[Callable[..., Watched]]:
-    """`watched("pme0", …)` follows these devices; Packets' fields and `around` by name."""
+    """`watched("pme0", …)` follows these devices; Packets' fields and `around` by name. XDP is
+    asked for: `auto` has none for the devices of these tests, which are veth."""
     made: list[Watched] = []
 
     def make(*names: str, around: Surrounding | None = None, **fields: Any) -> Watched:
-        made.append(Watched(loaded, Packets(names, **fields), around or Surrounding()))
+        packets = Packets(names, **{"xdp_mode": "native", **fields})
+        made.append(Watched(loaded, packets, around or Surrounding()))
         return made[-1]
 
     yield make
@@ -236,6 +239,142 @@ def test_what_a_killed_agent_left_half_done_is_taken_over(
     assert again.links() == before
 
 
+# -- where XDP runs, and where it may send -------------------------------------------------------
+
+
+def mac_of(name: str) -> bytes:
+    return next(one.mac for one in devices.seen().devices if one.name == name)
+
+
+def test_auto_leaves_a_veth_to_tc(eth: str, watched: Callable[..., Watched]) -> None:
+    node = watched(eth, xdp_mode=AUTO)
+    node.until(eth, xdp="none", tc="tcx", served=True, problems=[])
+    assert "XDP" not in problems(node.now)
+    assert xdp_of(eth) == ()
+    node.watch.want(Packets((eth,), xdp_mode="native"), Surrounding())
+    node.until(eth, xdp="native")
+    node.watch.want(Packets((eth,)), Surrounding())
+    node.until(eth, xdp="none", served=True)
+    assert xdp_of(eth) == ()
+
+
+def test_programs_know_the_device_s_address(eth: str, watched: Callable[..., Watched]) -> None:
+    node = watched(eth)
+    node.until(eth, served=True)
+    assert node.element(eth)["mac"] == mac_of(eth)
+    run("ip", "link", "set", eth, "address", "02:00:00:00:00:77")
+    until(lambda: node.element(eth)["mac"] == b"\x02\0\0\0\0\x77", "the new one")
+
+
+def test_xdp_may_send_where_the_kernel_says_that_it_can(
+    eth: str, watched: Callable[..., Watched], loaded: Loaded
+) -> None:
+    """A veth takes frames if its other end has a program, too."""
+    passes = str(loaded.generation.programs / "sweep")
+    with veth("pmf0"):
+        run("ip", "link", "set", "dev", f"{eth}p", "xdp", "pinned", passes)
+        node = watched(eth, "pmf0")
+        node.until("pmf0", xdp="native", served=True)
+        until(lambda: node.element(eth)["flags"] == NODE | XDP, "the flag")
+        assert node.element("pmf0")["flags"] == NODE
+        node.watch.want(Packets((eth, "pmf0"), xdp_mode="generic"), Surrounding())
+        node.until(eth, xdp="generic")
+        assert node.element(eth)["flags"] == NODE
+
+
+def test_the_way_to_endpoints_elsewhere_is_served(
+    eth: str, watched: Callable[..., Watched]
+) -> None:
+    """An overlay's device, where there is one: their replies come in by it."""
+    run("ip", "link", "add", "pmx0", "type", "vxlan", "id", "7", "dstport", "8472", "dev", eth)
+    try:
+        run("ip", "addr", "add", "10.245.1.0/32", "dev", "pmx0")
+        run("ip", "link", "set", "pmx0", "up")
+        run("ip", "route", "add", "10.245.2.0/24", "via", "10.245.2.0", "dev", "pmx0", "onlink")
+        around = Surrounding(endpoints=frozenset({to_address("10.245.2.5")}))
+        named = watched(eth, around=around)
+        until(lambda: "10.245.2.5, are behind it" in problems(named.now), "the problem")
+        named.close()
+        run("ip", "route", "add", "default", "via", "192.0.2.254", "dev", eth)
+        node = watched(AUTO, around=around, xdp_mode=AUTO)
+        node.until("pmx0", xdp="none", tc="tcx", served=True, addresses=["10.245.1.0"])
+        assert "behind it" not in problems(node.now)
+        assert "XDP" not in problems(node.now)
+        run("ip", "route", "del", "10.245.2.0/24")
+        node.watch.want(Packets((AUTO,)), replace(around, node_ports=(1, 2)))
+        until(lambda: "1-2" not in problems(node.now) and node.row("pmx0"), "another look")
+        assert node.element("pmx0")["flags"] == NODE  # away for a moment
+    finally:
+        run("ip", "link", "del", "pmx0")
+
+
+# -- what fails ----------------------------------------------------------------------------------
+
+
+def test_one_device_that_fails_leaves_the_others_served(
+    eth: str, watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = DeviceLinks.serve
+
+    def serve(self: DeviceLinks, programs: Path, one: Served, *more: Any) -> Outcome:
+        if one.device.name == eth:
+            raise OSError(errno.ENOMEM, "no memory")
+        return real(self, programs, one, *more)
+
+    with veth("pmz9"), monkeypatch.context() as patched:
+        patched.setattr(DeviceLinks, "serve", serve)
+        node = watched(eth, "pmz9")
+        node.until("pmz9", served=True)
+        node.until(eth, served=False, problems=["no memory"])
+        assert f"device {eth}: it is not served: no memory" in problems(node.now)
+
+
+def test_a_link_that_can_not_be_flipped_is_that_hook_s_fault(
+    eth: str, watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    node = watched(eth)
+    node.until(eth, served=True)
+    node.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(DeviceLinks, "_flip", fails)
+        again = watched(eth)
+        again.until(eth, served=False, xdp="none", tc="none")
+        assert "xdp_ingress: not permitted; tc_egress: not permitted" in problems(again.now)
+        again.close()
+
+
+def test_what_can_not_be_looked_at_is_told(
+    eth: str, watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> Seen:
+        raise OSError(errno.ENOBUFS, "no buffers")
+
+    node = watched(eth)
+    node.until(eth, served=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(devices, "seen", fails)
+        node.watch.want(Packets((eth,), dsr=True), Surrounding())
+        until(lambda: "devices are not followed" in problems(node.now), "the problem")
+        assert node.row(eth)["served"]
+    until(lambda: not node.now.problems or "not followed" not in problems(node.now), "its end")
+
+
+def test_a_map_full_of_devices_that_went_is_emptied_first(
+    eth: str, watched: Callable[..., Watched], loaded: Loaded
+) -> None:
+    with contextlib.closing(bpf.Map.open(loaded.generation.maps / "devices")) as opened:
+        with contextlib.suppress(OSError):  # E2BIG
+            for number in range(opened.info.max_entries):
+                opened.update(number.to_bytes(4, "big"), bytes(opened.info.value_size))
+        assert len(opened) == opened.info.max_entries
+        node = watched(eth)
+        node.until(eth, served=True)
+        assert len(opened) == 1
+
+
 # -- what changes --------------------------------------------------------------------------------
 
 
@@ -353,7 +492,7 @@ def test_filters_serve_where_there_is_no_tcx(
     run(*foreign, str(other))
     node = watched(eth)
     node.until(eth, tc="clsact", xdp="native", served=True)
-    index, label = devices.index_of(eth), f"pointsman:{node.root}:tc_ingress"
+    index, label = devices.index_of(eth), DeviceLinks(node.root)._filter_name("tc_ingress")
     found = filters.find(index, filters.INGRESS, label)
     assert found
     assert found.program == node.links()[f"tc_ingress-{eth}::filter"]
@@ -367,6 +506,51 @@ def test_filters_serve_where_there_is_no_tcx(
     assert "pointsman" not in left
 
 
+def test_filters_are_known_through_every_mount_of_the_pins(
+    eth: str, loaded: Loaded, tmp_path: Path
+) -> None:
+    """As in a container, where the directory has another path."""
+    root, elsewhere = loaded.generation.directory.parent, tmp_path / "pins"
+    elsewhere.mkdir()
+    one = Served(next(d for d in devices.seen().devices if d.name == eth), NODE)
+    run("mount", "--bind", str(root), str(elsewhere))
+    try:
+        inside = DeviceLinks(elsewhere, clsact=True)
+        assert inside.serve(elsewhere / "current" / "programs", one, "none", ()).tc == "clsact"
+        assert "pointsman" in run("tc", "filter", "show", "dev", eth, "ingress")
+        assert len(DeviceLinks(root).remove_all()) == 2
+        assert "pointsman" not in run("tc", "filter", "show", "dev", eth, "ingress")
+    finally:
+        run("umount", str(elsewhere))
+        DeviceLinks(root).remove_all()
+    other = Path("/sys/fs/bpf") / f"pm_other_{os.getpid()}"
+    other.mkdir()
+    try:
+        names = {DeviceLinks(each)._filter_name("tc_ingress") for each in (root, other)}
+        assert len(names) == 2
+    finally:
+        other.rmdir()
+
+
+def test_a_filter_that_stays_keeps_its_mark(
+    eth: str, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = DeviceLinks(loaded.generation.directory.parent, clsact=True)
+    one = Served(next(d for d in devices.seen().devices if d.name == eth), NODE)
+    links.serve(loaded.generation.programs, one, "none", ())
+
+    def fails(*_: object) -> bool:
+        raise OSError(errno.EBUSY, "busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(filters, "delete", fails)
+        with pytest.raises(PointsmanError, match=f"can't be deleted: tc_egress of {eth}"):
+            links.remove_all()
+    assert {link.hook for link in links.present()} == {"tc_egress", "tc_ingress"}
+    assert len(links.remove_all()) == 2
+    assert "pointsman" not in run("tc", "filter", "show", "dev", eth, "ingress")
+
+
 def test_filters_and_links_change_places(eth: str, loaded: Loaded) -> None:
     root = loaded.generation.directory.parent
     served = next(d for d in devices.seen().devices if d.name == eth)
@@ -378,7 +562,8 @@ def test_filters_and_links_change_places(eth: str, loaded: Loaded) -> None:
     try:
         assert serve(DeviceLinks(root, clsact=True)).tc == "clsact"
         assert serve(DeviceLinks(root)).tc == "tcx"
-        assert not filters.find(served.index, filters.INGRESS, f"pointsman:{root}:tc_ingress")
+        label = DeviceLinks(root)._filter_name("tc_ingress")
+        assert not filters.find(served.index, filters.INGRESS, label)
         assert {link.is_filter for link in DeviceLinks(root).present()} == {False}
     finally:
         DeviceLinks(root).remove_all()

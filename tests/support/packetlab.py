@@ -139,13 +139,20 @@ class PacketLab:
         self.map("packet_settings").update(bytes(4), pack(*values.values()))
 
     def serve_device(
-        self, name: str, flags: Iterable[str], addresses: Iterable[str], **more: int
+        self,
+        name: str,
+        flags: Iterable[str],
+        addresses: Iterable[str],
+        mac: str = "00:00:00:00:00:00",
+        **more: int,
     ) -> None:
-        """Puts a device into `devices`, with the node's addresses for what goes out there."""
+        """Puts a device into `devices`, with the node's addresses for what goes out there. Without
+        a `mac` XDP takes frames to any."""
         families = {":" in text: to_address(text) for text in addresses}
-        pack = _layouts["device"].packer("flags", "lower", "vlan", "ipv4", "ipv6")
+        pack = _layouts["device"].packer("flags", "lower", "vlan", "mac", "ipv4", "ipv6")
         value = pack(
             sum(_constants[flag] for flag in flags), more.get("lower", 0), more.get("vlan", 0),
+            bytes.fromhex(mac.replace(":", "")),
             families.get(False, bytes(16)), families.get(True, bytes(16)),
         )  # fmt: skip
         self.devices[name] = self.index(name)

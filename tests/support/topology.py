@@ -77,11 +77,13 @@ class NodeAgent(AgentProcess):
     def start(  # type: ignore[override]
         self, *options: str, source: Path | None = None, wait: bool = True
     ) -> None:
-        """`options` come last: --dispatch dsr, --xdp-mode none, …"""
+        """`options` come last: --dispatch dsr, --xdp-mode none, …. Node c is as `auto` has it: TC
+        alone, for its device is a veth."""
         where: list[str | Path] = [
             *("--manifests", self.manifests), *("--cgroup", self.cgroup), *("--bpffs", self.root),
             *("--run-dir", self.run_dir), *("--state-dir", self.state_dir), *("--dns", "off"),
             *("--node-name", self._node.name), *("--devices", "eth0"),
+            *("--xdp-mode", "auto" if self._node.name == "c" else "native"),
         ]  # fmt: skip
         command = [sys.executable, "-m", "pointsman.cli.main", "up", *where, *options]
         with self.log.open("ab") as log:
@@ -150,6 +152,10 @@ class Topology:
                 self.network.plane,
                 *("ip", "link", "set", "dev", self._port(node), "xdpdrv", "pinned", str(passes)),
             )
+
+    def offload(self, on: bool) -> None:
+        """Whether the client leaves checksums to hardware, as pods and guests do by default."""
+        _ethtool(self.client, "eth0", "tx", "on" if on else "off")
 
     def _port(self, node: Node) -> str:
         """The switch's end of a node's eth0, as the lab names it."""

@@ -11,6 +11,8 @@ from pointsman.devices import (
     NO_ADDRESS,
     NODE,
     POD,
+    RAW,
+    XDP,
     Assigned,
     Choice,
     Device,
@@ -19,7 +21,9 @@ from pointsman.devices import (
     Seen,
     Served,
     Surrounding,
+    aimed,
     choose,
+    targets,
     vlans,
 )
 from pointsman.values import to_address
@@ -28,7 +32,7 @@ LO = Device(1, "lo", ethernet=False, loopback=True)
 ETH0, ETH1 = Device(2, "eth0"), Device(3, "eth1")
 VLAN = Device(4, "eth1.100", kind="vlan", lower=3, vlan=100)
 POD_END = Device(5, "veth5", kind="veth")
-TUNNEL = Device(6, "wg0", ethernet=False)
+TUNNEL = Device(6, "gre1", ethernet=False)
 V4, V4_LATER, V6 = map(to_address, ("192.0.2.1", "192.0.2.9", "2001:db8::1"))
 SEEN = Seen(
     (LO, ETH0, ETH1, VLAN, POD_END, TUNNEL),
@@ -194,7 +198,7 @@ def test_nothing_is_said_of_a_device_that_works() -> None:
     [
         pytest.param(Packets(("eth7",)), "error", "device eth7", id="a-name"),
         pytest.param(Packets(("bond*",)), "warning", "device bond*", id="a-pattern"),
-        pytest.param(Packets(("wg0",)), "error", "no Ethernet header", id="no-frames"),
+        pytest.param(Packets(("gre1",)), "error", "not Ethernet's", id="no-frames"),
         pytest.param(
             Packets(("eth0",), snat_ports=(50000, 60000)), "warning", "ip_local_port_range",
             id="ports-of-connections",
@@ -216,9 +220,147 @@ def test_without_a_default_route_that_is_said() -> None:
 
 def test_another_way_to_other_nodes_is_told() -> None:
     ways = {to_address("198.51.100.7"): (4, to_address("198.51.100.7")), V4: (2, V4)}
-    (found,) = unserved_ways(ways, SEEN, choose(AUTO, SEEN, Surrounding()))
+    (found,) = unserved_ways(ways, (), SEEN, choose(AUTO, SEEN, Surrounding()))
+    assert found.severity == "warning"
     assert "eth1.100" in str(found)
     assert "198.51.100.7" in str(found)
+
+
+OVERLAY = Device(7, "flannel.1", kind="vxlan", driver="vxlan")
+
+
+def test_the_way_to_endpoints_on_other_nodes_is_served_by_auto() -> None:
+    seen = replace(SEEN, devices=(*SEEN.devices, OVERLAY), beyond=frozenset({2, 6, 7}))
+    choice = choose(AUTO, seen, Surrounding())
+    assert names(choice) == {"eth0": NODE, "flannel.1": NODE}
+    assert [one.xdp for one in choice.served] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("device", "mend"),
+    [
+        pytest.param(OVERLAY, "--devices, too: '…,flannel.1'", id="name-it"),
+        pytest.param(replace(TUNNEL, index=7), "it can't be", id="there-is-no-way"),
+    ],
+)
+def test_a_way_to_endpoints_that_is_not_served_is_an_error(device: Device, mend: str) -> None:
+    pod, node = to_address("10.244.2.5"), to_address("192.0.2.2")
+    seen = replace(SEEN, devices=(ETH0, device))
+    ways = {pod: (7, to_address("10.244.2.0")), node: (2, node)}
+    choice = choose(Packets(("eth0",)), seen, Surrounding())
+    (found,) = unserved_ways(ways, {pod}, seen, choice)
+    assert found.severity == "error"
+    assert (device.name in str(found), mend in str(found)) == (True, True), str(found)
+
+
+def test_what_has_no_frames_at_all_is_served_by_tc_as_it_is() -> None:
+    tunnel = Device(8, "tunl0", ethernet=False, raw=True)
+    seen = replace(SEEN, devices=(*SEEN.devices, tunnel), beyond=frozenset({8}))
+    for packets in (AUTO, Packets(("eth0", "tunl0"), xdp_mode="native")):
+        choice = choose(packets, seen, Surrounding())
+        assert names(choice) == {"eth0": NODE, "tunl0": NODE | RAW}
+        assert [one.xdp for one in choice.served] == [True, False]
+        assert aimed(choice.served[1], {2}) == choice.served[1]
+
+
+def test_a_default_route_by_a_tunnel_is_passed_over_by_auto() -> None:
+    seen = replace(SEEN, defaults=(*SEEN.defaults, Route(TUNNEL.index)))
+    choice = choose(AUTO, seen, Surrounding())
+    assert (names(choice), choice.unserved) == ({"eth0": NODE}, {})
+    ((severity, text),) = said(AUTO, seen)
+    assert (severity, "device gre1" in text) == ("warning", True)
+
+
+# -- where XDP runs, and where it may send -------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", ["veth", "tun", "vif", "bonding", "vxlan"])
+def test_auto_serves_by_tc_alone_what_xdp_would_damage(driver: str) -> None:
+    seen = replace(SEEN, devices=(replace(ETH0, driver=driver),))
+    (served,) = choose(AUTO, seen, Surrounding()).served
+    assert (served.xdp, served.tc) == (False, True)
+    assert said(AUTO, seen, Outcome(served, "none", "tcx")) == []
+    for mode in ("native", "generic"):
+        (served,) = choose(Packets(("auto",), xdp_mode=mode), seen, Surrounding()).served
+        assert served.xdp
+
+
+UNTAGS = replace(SEEN, devices=(ETH0, replace(ETH1, untags=True), VLAN))
+
+
+@pytest.mark.parametrize(
+    ("devices", "mode", "xdp", "words"),
+    [
+        pytest.param("eth1.100", "auto", [False], "served at TC instead", id="its-vlan"),
+        pytest.param("eth1*", "auto", [False, False], "served at TC instead", id="both"),
+        pytest.param("eth1", "auto", [False], "served at TC instead", id="itself"),
+        pytest.param("eth1", "native", [True], "as if it were for the device", id="asked-for"),
+        pytest.param("eth1.100", "none", [False], "", id="no-xdp"),
+        pytest.param("eth0", "auto", [True], "", id="another"),
+    ],
+)
+def test_tags_that_are_taken_off_before_xdp(
+    devices: str, mode: str, xdp: list[bool], words: str
+) -> None:
+    """XDP would take what is for a VLAN for the device's own; TC is told of the tag."""
+    packets = Packets((devices,), xdp_mode=mode)
+    assert [one.xdp for one in choose(packets, UNTAGS, Surrounding()).served] == xdp
+    found = said(packets, UNTAGS)
+    assert bool(found) == bool(words)
+    for severity, text in found:
+        assert (severity, words in text) == ("warning", True), text
+        assert "ethtool -K eth1 rxvlan off" in text
+
+
+def test_without_vlans_it_does_not_matter_who_takes_tags_off() -> None:
+    seen = replace(UNTAGS, devices=UNTAGS.devices[:2])
+    (served,) = choose(Packets(("eth1",)), seen, Surrounding()).served
+    assert served.xdp
+
+
+_BASIC, _REDIRECT, _TAKES = 1, 2, 4
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        pytest.param({2: 7, 3: 7}, {2, 3}, id="both"),
+        pytest.param({2: 7, 3: _BASIC | _REDIRECT}, {2}, id="one-takes-none"),
+        pytest.param({2: 7, 3: _BASIC | _TAKES}, set(), id="one-can-not-give-any"),
+        pytest.param({}, set(), id="the-kernel-does-not-tell"),
+    ],
+)
+def test_devices_that_xdp_may_send_to(features: dict[int, int], expected: set[int]) -> None:
+    assert targets({2, 3}, features) == expected
+
+
+def test_a_vlan_is_sent_to_by_the_device_below_a_pod_never() -> None:
+    vlan, pod = Served(VLAN, NODE, lower=3, vlan=100), Served(POD_END, POD)
+    assert aimed(vlan, {3}).flags == NODE | XDP
+    assert aimed(vlan, {4}).flags == NODE
+    assert aimed(pod, {5}).flags == POD
+
+
+# -- addresses of pods' devices ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        pytest.param((V4_LATER,), V4_LATER, id="the-node-s-own"),
+        pytest.param((to_address("203.0.113.1"),), V4, id="one-that-is-on-some-device"),
+        pytest.param((), V4, id="without-a-node-object"),
+    ],
+)
+def test_a_pod_s_device_without_an_address_uses_the_node_s(
+    own: tuple[bytes, ...], expected: bytes
+) -> None:
+    """Else a pod could not reach itself by its Service, and nobody would tell it of a refusal."""
+    around = Surrounding(own, pods=frozenset({5}))
+    pod = choose(Packets(("eth1",)), SEEN, around).served[-1]
+    assert (pod.device, pod.ipv4, pod.ipv6) == (POD_END, expected, V6)
+    node = choose(Packets(("eth1",)), SEEN, around).served[0]
+    assert node.addresses == ()
 
 
 def test_a_row_for_each_device_also_for_one_that_is_not_there() -> None:

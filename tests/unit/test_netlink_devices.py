@@ -7,9 +7,11 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from pointsman.devices import Assigned, Device, Route
+import pytest
+
+from pointsman.devices import NO_MAC, Assigned, Device, Route
 from pointsman.netlink import devices
-from pointsman.netlink.wire import attribute, attributes, nested
+from pointsman.netlink.wire import Netlink, attribute, attributes, nested
 from pointsman.values import to_address
 
 _HEADER = bytes(16)
@@ -64,12 +66,26 @@ def test_a_vlan_names_the_device_below_and_its_tag() -> None:
 
 
 def test_a_device_without_frames_is_known() -> None:
-    loopback, tunnel, down = read(
-        link(1, "lo", kind=772, flags=0x9), link(2, "wg0", kind=65534), link(3, "eth0", flags=0)
+    loopback, tunnel, gre, dummy, down = read(
+        link(1, "lo", kind=772, flags=0x9),
+        link(2, "wg0", kind=65534, flags=0x81),
+        link(4, "gre1", kind=778, flags=0x81),
+        link(5, "dummy0", flags=0x81),
+        link(3, "eth0", flags=0),
     )
-    assert (loopback.loopback, loopback.ethernet) == (True, False)
-    assert not tunnel.ethernet
+    assert (loopback.loopback, loopback.ethernet, loopback.raw) == (True, False, False)
+    assert (tunnel.ethernet, tunnel.raw) == (False, True)
+    for neither in (gre, dummy):
+        assert (neither.ethernet, neither.raw) == (False, False)
     assert (down.ethernet, down.up) == (True, False)
+
+
+def test_the_address_of_a_device() -> None:
+    ethernet, tunnel = read(
+        link(2, "eth0", attribute(1, b"\x02\0\0\0\0\x07")),
+        link(3, "tunl0", attribute(1, b"\xc0\0\2\1"), kind=768),
+    )
+    assert (ethernet.mac, tunnel.mac) == (b"\x02\0\0\0\0\x07", NO_MAC)
 
 
 def test_programs_of_xdp_by_mode() -> None:
@@ -147,3 +163,46 @@ def test_attributes_are_padded_and_nested() -> None:
     ((kind, start, end),) = attributes(outer, 0, len(outer))
     assert kind == 9
     assert nested(outer[start:end]) == {1: b"abc", 2: b""}
+
+
+class Socket:
+    """Answers each request with two messages and the end; the first lists are interrupted, where
+    `at` is the message that says so."""
+
+    def __init__(self, interrupted: int, at: int) -> None:
+        self.asked, self._interrupted, self._at = 0, interrupted, at
+
+    def send(self, data: bytes) -> None:
+        self.asked += 1
+        self._sequence = struct.unpack_from("=IHHII", data)[3]
+
+    def recv(self, _size: int) -> bytes:
+        bad = self.asked <= self._interrupted
+        return b"".join(
+            struct.pack("=IHHII", 20, kind, 2 | (0x10 if bad and n == self._at else 0),
+                        self._sequence, 0) + u32(self.asked)
+            for n, kind in enumerate((16, 16, 3))
+        )  # fmt: skip
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_list_that_changed_while_it_was_read_is_asked_for_again(at: int) -> None:
+    with Netlink(socket.NETLINK_ROUTE) as route:
+        route._socket.close()
+        kernel: Any = Socket(2, at)
+        route._socket = kernel
+        found = [struct.unpack_from("=I", data, at + 16)[0] for data, at, _ in route.ask(b"", 18)]
+    assert (kernel.asked, found) == (3, [3, 3])
+
+
+def test_a_list_that_always_changes_is_an_error() -> None:
+    with Netlink(socket.NETLINK_ROUTE) as route:
+        route._socket.close()
+        kernel: Any = Socket(1000, 0)
+        route._socket = kernel
+        with pytest.raises(OSError, match="changed while it was read"):
+            route.ask(b"", 18)
+    assert kernel.asked < 100

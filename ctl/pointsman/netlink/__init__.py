@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pointsman.netlink.devices import assigned
 from pointsman.netlink.wire import Netlink, attributes
 from pointsman.stale import Flow, Record
 from pointsman.values import TCP, UDP, V4_PREFIX, Address, Backend, is_ipv4, to_address, to_text
@@ -41,8 +42,7 @@ def load() -> None:
     other, and two threads that meet in there end with a deadlock error."""
     import pyroute2
     import pyroute2.netlink.diag
-    import pyroute2.netlink.nfnetlink.nfctsocket
-    import pyroute2.netlink.rtnl.ifaddrmsg  # noqa: F401
+    import pyroute2.netlink.nfnetlink.nfctsocket  # noqa: F401
 
 
 # -- addresses -----------------------------------------------------------------------------------
@@ -54,22 +54,11 @@ def addresses() -> frozenset[Address]:
     Left out is what kube-proxy's IPVS mode leaves on its dummy device until `kube-proxy --cleanup`:
     every Service's VIP.
     """
-    from pyroute2.netlink.rtnl import RTM_GETADDR
-    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-
-    found = set()
     passed = 0
     with contextlib.suppress(OSError):
         passed = socket.if_nametoindex(_IPVS_DEVICE)
     with Netlink(socket.NETLINK_ROUTE) as route:
-        for data, at, _ in route.dump(ifaddrmsg(), RTM_GETADDR):
-            message = ifaddrmsg(data, offset=at)
-            message.decode()
-            if message["index"] == passed:
-                continue
-            if text := message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"):
-                found.add(to_address(text))
-    return frozenset(found)
+        return frozenset(each.address for each in assigned(route) if each.index != passed)
 
 
 def local_addresses() -> frozenset[Address]:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pointsman.devices import Assigned, Device, Route, Seen
-from pointsman.netlink.wire import Monitor, Netlink, attributes, nested, number, whole
+from pointsman.devices import NO_MAC, Assigned, Device, Route, Seen
+from pointsman.netlink.wire import Monitor, Netlink, attribute, attributes, nested, number, whole
 from pointsman.values import Address
 
 _CONF = Path("/proc/sys/net")
@@ -28,7 +28,7 @@ _link = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags
 _assigned = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, scope, index
 _route = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, dst_len, …, table, …, type, flags
 _hop = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, hops, index
-_IFNAME, _MTU, _IFLINK, _LINKINFO, _LINK_NETNSID, _XDP = 3, 4, 5, 18, 37, 43
+_MAC, _IFNAME, _MTU, _IFLINK, _LINKINFO, _LINK_NETNSID, _XDP = 1, 3, 4, 5, 18, 37, 43
 _KIND, _DATA, _VLAN_ID, _VLAN_PROTOCOL = 1, 2, 1, 5
 _XDP_ATTACHED, _XDP_PROGRAM, _XDP_NATIVE, _XDP_GENERIC = 2, 4, 5, 6
 #: By IFLA_XDP_ATTACHED: one of driver, generic, hardware; 4 is several.
@@ -37,9 +37,17 @@ _ADDRESS, _LOCAL, _ADDRESS_FLAGS = 1, 2, 8
 _TEMPORARY, _NOT_YET = 0x01, 0x08 | 0x20 | 0x40  # IFA_F_…: failed, deprecated, tentative
 _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE, _VIA = 4, 5, 6, 7, 9, 15, 18
 _MAIN, _UNICAST = 254, 1
+#: ARPHRD_…: ipip, ip6tnl, tun and WireGuard. (gre and sit show TC the outer header, too.)
+_RAW = (768, 769, 0xFFFE)
 _ETHERNET, _UP, _LOOPBACK, _NOARP = 1, 0x1, 0x8, 0x80
 _8021Q = 0x8100
-_SIOCETHTOOL, _GET_FLAGS, _FLAG_LRO = 0x8946, 0x25, 1 << 15
+# include/uapi/linux/ethtool.h: struct ethtool_drvinfo has the driver at byte 4, 196 in all
+_SIOCETHTOOL, _GET_DRIVER, _GET_FLAGS = 0x8946, 0x3, 0x25
+_FLAG_UNTAGS, _FLAG_LRO = 1 << 8, 1 << 15  # ETH_FLAG_RXVLAN, ETH_FLAG_LRO
+# include/uapi/linux/genetlink.h, netdev.h
+_NETLINK_GENERIC, _CONTROL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 0x10, 3, 1, 2
+_GET_DEVICE, _DEVICE_INDEX, _DEVICE_XDP = 1, 1, 3
+_genl = struct.Struct("=BBxx")  # struct genlmsghdr: command, version
 
 
 def seen() -> Seen:
@@ -72,12 +80,14 @@ def _devices(route: Netlink) -> Iterator[Device]:
             index,
             found[_IFNAME].rstrip(b"\0").decode(errors="replace"),
             ethernet=kind == _ETHERNET and not flags & _NOARP,
+            raw=kind in _RAW,
             up=bool(flags & _UP),
             loopback=bool(flags & _LOOPBACK),
             kind=text,
             lower=number(found.get(_IFLINK, b"")) if tagged and here else 0,
             vlan=number(vlan.get(_VLAN_ID, b"")) if tagged and here else 0,
             mtu=number(found.get(_MTU, b"")),
+            mac=found.get(_MAC, NO_MAC) if kind == _ETHERNET else NO_MAC,
             xdp=_xdp(nested(found.get(_XDP, b""))),
         )
 
@@ -143,10 +153,17 @@ def gateway_of(found: dict[int, bytes]) -> Address | None:
 
 
 def _with_settings(device: Device) -> Device:
-    if device.loopback or not device.ethernet:
+    if device.loopback or not (device.ethernet or device.raw):
         return device
-    forwards = (_forwards("ipv4", device.name), _forwards("ipv6", device.name))
-    return replace(device, forwards=forwards, lro=_lro(device.name))
+    driver = _ethtool(device.name, _GET_DRIVER, 196)[4:36].partition(b"\0")[0]
+    flags = number(_ethtool(device.name, _GET_FLAGS, 8)[4:])
+    return replace(
+        device,
+        forwards=(_forwards("ipv4", device.name), _forwards("ipv6", device.name)),
+        driver=driver.decode(errors="replace"),
+        lro=bool(flags & _FLAG_LRO),
+        untags=bool(flags & _FLAG_UNTAGS),
+    )
 
 
 def _forwards(family: str, name: str) -> bool:
@@ -156,17 +173,31 @@ def _forwards(family: str, name: str) -> bool:
         return True
 
 
-def _lro(name: str) -> bool:
-    """Whether the device joins packets itself (ETHTOOL_GFLAGS)."""
-    value = array.array("I", [_GET_FLAGS, 0])
+def _ethtool(name: str, command: int, size: int) -> bytes:
+    """What the device answers, zeros if it does not."""
+    value = array.array("B", struct.pack("=I", command).ljust(size, b"\0"))
     request = struct.pack("@16sP", name.encode()[:15], value.buffer_info()[0]).ljust(40, b"\0")
     with (
         contextlib.suppress(OSError),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket,
     ):
         fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
-        return bool(value[1] & _FLAG_LRO)
-    return False
+    return value.tobytes()
+
+
+def xdp_features() -> dict[int, int]:
+    """What each device of this namespace can do for XDP now (NETDEV_XDP_ACT_…), by ifindex. Drivers
+    take frames of others only while a program is attached, so ask after that. Nothing before
+    Linux 6.3."""
+    found = {}
+    with contextlib.suppress(OSError), Netlink(_NETLINK_GENERIC) as netdev:
+        family = attribute(_FAMILY_NAME, b"netdev\0")
+        ((data, at, length),) = netdev.one(_genl.pack(_GET_FAMILY, 1) + family, _CONTROL)
+        kind = number(nested(data[at + 20 : at + length])[_FAMILY_ID])
+        for data, at, length in netdev.ask(_genl.pack(_GET_DEVICE, 1), kind):
+            parts = nested(data[at + 20 : at + length])
+            found[number(parts[_DEVICE_INDEX])] = number(parts.get(_DEVICE_XDP, b""))
+    return found
 
 
 def _local_ports() -> tuple[int, int]:

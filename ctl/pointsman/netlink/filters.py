@@ -77,7 +77,11 @@ def put(index: int, parent: int, name: str, program: int) -> bool:
         info = there.info if there else _PRIORITY << 16 | _ALL
         request = _tc.pack(0, index, handle, parent, info)
         request += attribute(_KIND, b"bpf\0") + attribute(_OPTIONS | 0x8000, options)
-        route.send(request, _NEW_FILTER, _CREATE if there else _CREATE | _EXCLUSIVE)
+        try:
+            route.send(request, _NEW_FILTER, _CREATE if there else _CREATE | _EXCLUSIVE)
+        except FileExistsError:
+            text = f"another's filter has priority {_PRIORITY} there ('tc filter show' names it)"
+            raise OSError(errno.EEXIST, text) from None
     return True
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from pointsman.values import V4_PREFIX, Address
 
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300  # NLM_F_…
+_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: what is listed changed meanwhile, some may be missing
+_TRIES = 10
 _ERROR, _DONE = 2, 3  # NLMSG_…
 _header = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _s32 = struct.Struct("=i")
@@ -28,6 +30,7 @@ class Netlink:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family
         )
         self._sequence = 0
+        self._interrupted = False
 
     def __enter__(self) -> Netlink:
         return self
@@ -50,16 +53,20 @@ class Netlink:
         for _ in self._answers():
             pass
 
-    def ask(
-        self, payload: bytes, kind: int, flags: int = _DUMP
-    ) -> Iterator[tuple[bytes, int, int]]:
-        """As `dump`, of a request as bytes."""
-        self._send_raw(payload, kind, _DUMP)
-        for _, data, at, length in self._answers():
-            yield data, at, length
+    def ask(self, payload: bytes, kind: int) -> list[tuple[bytes, int, int]]:
+        """As `dump`, of a request as bytes, and whole: asked again if it changed meanwhile."""
+        for _ in range(_TRIES):
+            self._send_raw(payload, kind, _DUMP)
+            self._interrupted = False
+            found = [(data, at, length) for _, data, at, length in self._answers()]
+            if not self._interrupted:
+                return found
+        raise OSError(
+            errno.EAGAIN, f"a list of the kernel's changed while it was read, {_TRIES} times"
+        )
 
     def one(self, payload: bytes, kind: int) -> Iterator[tuple[bytes, int, int]]:
-        """As `ask`, of what has one answer instead of a list."""
+        """As `dump`, of what has one answer instead of a list."""
         self._send_raw(payload, kind, _ACK)
         for _, data, at, length in self._answers():
             yield data, at, length
@@ -75,8 +82,9 @@ class Netlink:
             data = self._socket.recv(1 << 18)
             at = 0
             while at + 16 <= len(data):
-                length, kind, _, sequence, _ = _header.unpack_from(data, at)
+                length, kind, flags, sequence, _ = _header.unpack_from(data, at)
                 if sequence == self._sequence:
+                    self._interrupted |= bool(flags & _INTERRUPTED)
                     if kind == _DONE:
                         return
                     if kind == _ERROR:

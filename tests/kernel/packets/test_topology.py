@@ -87,6 +87,24 @@ def test_every_node_leads_to_every_endpoint(topology: Topology, name: str, famil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_auto_serves_senders_that_leave_checksums_to_hardware(
+    topology: Topology, family: int
+) -> None:
+    """What XDP sends on of theirs would be dropped: by `auto` a veth has TC alone."""
+    node = topology.nodes["c"]
+    (row,) = node.agent.status()["devices"]["items"]
+    assert (row["xdp"], row["tc"], row["problems"]) == ("none", "tcx", [])
+    topology.offload(True)
+    try:
+        assert _seen(topology, node.addresses[family], wanted=4) == {"a1", "b1", "b2", "c1"}
+        found = {topology.datagram(node.addresses[family])[0] for _ in range(60)}
+        assert found == {"a1", "b1", "b2", "c1"}
+        assert _download(topology, node.addresses[family], 1_000_000)
+    finally:
+        topology.offload(False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_datagrams_as_long_as_quics(topology: Topology, family: int) -> None:
     address = topology.nodes["a"].addresses[family]
     found = {topology.datagram(address, length=1350)[0] for _ in range(60)}

@@ -16,7 +16,17 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
 
-from tests.kernel.packets.node import EGRESS, ELSEWHERE, INGRESS, XDP, Choice, Node, entries
+from tests.kernel.packets.node import (
+    EGRESS,
+    ELSEWHERE,
+    INGRESS,
+    VLAN_DEVICE,
+    XDP,
+    Choice,
+    Node,
+    entries,
+    serve_devices,
+)
 from tests.kernel.packets.table import Case
 from tests.kernel.packets.world import (
     FAMILIES,
@@ -24,10 +34,13 @@ from tests.kernel.packets.world import (
     IN_RANGE,
     LOCAL,
     NODE_MAC,
+    OTHER_MAC,
+    POD_MAC,
     RANGED,
     REMOTE,
     V4,
     V6,
+    VLAN,
     Family,
     arriving,
     tagged,
@@ -216,3 +229,46 @@ def test_padding_of_short_frames_stays(node: Node) -> None:
     packet = bytes(arriving(V4.udp((V4.client, IN_RANGE), (V4.node, 22), b"")))
     frame = packet + b"\xa5" * (60 - len(packet))
     assert node.send(frame).frame == frame
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_xdp_takes_what_is_sent_to_the_device_itself(node: Node, f: Family) -> None:
+    """A device that is bridged, or watched, hands over what is for others, too."""
+    out, addresses = ("DEVICE_NODE", "DEVICE_XDP"), (V4.node, V6.node)
+    below = node.lab.index("eth0")
+    node.lab.serve_device("eth0", out, addresses, NODE_MAC)
+    node.lab.serve_device(VLAN_DEVICE, out, addresses, POD_MAC, lower=below, vlan=VLAN)
+    try:
+        for frame in (
+            arriving(_syn(f), to=OTHER_MAC),
+            arriving(_syn(f), to=NODE_MAC[:-1] + "f"),
+            arriving(_syn(f), to="06" + NODE_MAC[2:]),
+            tagged(arriving(_syn(f), to=NODE_MAC)),  # the VLAN's device has another
+        ):
+            outcome = node.send(frame)
+            assert (outcome.verdict, outcome.frame) == (PASS, bytes(frame))
+        assert not node.lab.flows()
+        assert node.send(arriving(_syn(f), to=NODE_MAC)).verdict == SEND
+        node.lab.forget()
+        node.send(tagged(arriving(_syn(f), to=POD_MAC)))
+        assert node.lab.flows()
+    finally:
+        serve_devices(node.lab)
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_a_frame_whose_tag_was_taken_off_is_left_to_the_vlan_s_device(
+    node: Node, f: Family
+) -> None:
+    """As network cards do before XDP: on a device that only carries VLANs it is nobody's, and TC
+    has it at the VLAN's own device, without a tag."""
+    node.lab.serve_device("eth0", (), ())
+    try:
+        frame = arriving(_syn(f, to=f.node5))
+        outcome = node.send(frame)
+        assert (outcome.verdict, outcome.frame) == (PASS, bytes(frame))
+        assert not node.lab.flows()
+        node.send(frame, INGRESS, VLAN_DEVICE)
+        assert node.lab.flows()
+    finally:
+        serve_devices(node.lab)
