@@ -304,6 +304,14 @@ struct fragment {
 	__u64 seen;
 };
 
+/*
+ * held_fragments: a link to the latest fragment that is held of a datagram: its turn << HELD_COUNT_BITS |
+ * how many they are; 0 = none.
+ */
+enum {
+	HELD_COUNT_BITS = 6,
+};
+
 enum device_flag {
 	DEVICE_NODE = 1, /* leads out of the node: NodePorts, externalIPs, load balancers' addresses */
 	DEVICE_POD = 2, /* host's side of a pod without hooks: all that a pod's sockets would get */
@@ -364,12 +372,14 @@ enum verdict {
 	DROP_NO_NEIGHBOUR = 17,
 	DROP_NO_ADDRESS = 18, /* the device has no address of the family */
 	DROP_TTL = 19, /* reserved for what can't be left to the stack */
-	DROP_FRAGMENT = 20, /* first fragment not seen */
+	DROP_FRAGMENT = 20, /* a later one, whose first was refused: nobody is told twice */
 	DROP_ICMP_LIMIT = 21, /* refused or too big, without telling the sender: too many told already */
 	DROP_MALFORMED = 22, /* a flow's packet that could not be rewritten */
 	FLOW_UNPROMOTED = 23, /* stays among the new ones: flows is full */
-	FRAGMENT_UNKNOWN = 24, /* a later fragment before its first: left to the stack */
-	VERDICTS = 25,
+	FRAGMENT_UNKNOWN = 24, /* a later fragment before its first, which can't be held: left to the stack */
+	FRAGMENT_HELD = 25, /* a later fragment is kept until its first comes */
+	FRAGMENT_RELEASED = 26, /* a first fragment has come, of which later ones are held */
+	VERDICTS = 27,
 };
 
 enum hook {

@@ -54,6 +54,7 @@ MAP(hash, flows, struct tuple, struct flow, MAX_FLOWS, BPF_F_NO_PREALLOC);
 MAP(lru_hash, flows_new, struct tuple, struct flow, MAX_FLOWS_NEW, 0);
 MAP(lru_hash, affinity_clients, struct client_key, struct affinity, MAX_AFFINITY, 0);
 MAP(lru_hash, fragments, struct fragment_key, struct fragment, MAX_FRAGMENTS, 0);
+MAP(lru_hash, held_fragments, struct fragment_key, __u64, MAX_FRAGMENTS, 0);
 MAP(hash, devices, __u32, struct device, MAX_DEVICES, 0);
 MAP(hash, vlans, struct vlan_key, __u32, MAX_DEVICES, 0);
 MAP(array, packet_settings, __u32, struct packet_settings, 1, BPF_F_MMAPABLE);

@@ -18,6 +18,7 @@
 #include "affinity.h"
 #include "parse.h"
 #include "flow.h"
+#include "fragment.h"
 #include "select.h"
 #include "rewrite.h"
 #include "route.h"
@@ -38,7 +39,6 @@ struct scratch {
 	struct event event;
 	struct client client;
 	struct fragment_key fragment_key;
-	struct fragment fragment;
 	struct answer answer;
 };
 
@@ -240,35 +240,6 @@ static __always_inline int turn_back(struct pass *pass, struct flow *flow)
 
 /* ---- flows ---- */
 
-#define MAX_FRAGMENT_AGE 30 /* seconds; then its ID may stand for another datagram */
-
-/* What the ports of a fragment are, and what its later ones' will be. */
-static __always_inline bool recall_ports(struct scratch *of, __u64 now)
-{
-	struct fragment_key *key = &of->fragment_key;
-	struct packet *p = &of->packet;
-	struct fragment *known;
-
-	copy_address(key->source, p->tuple.source);
-	copy_address(key->destination, p->tuple.destination);
-	key->id = p->fragment_id;
-	key->proto = p->tuple.proto;
-	if (p->fragment == FIRST_FRAGMENT) {
-		of->fragment.source_port = p->tuple.source_port;
-		of->fragment.destination_port = p->tuple.destination_port;
-		of->fragment.pad = 0;
-		of->fragment.seen = now;
-		fragments.update(key, &of->fragment);
-		return true;
-	}
-	known = fragments.lookup(key);
-	if (!known || now - known->seen > SECONDS(MAX_FRAGMENT_AGE))
-		return false;
-	p->tuple.source_port = known->source_port;
-	p->tuple.destination_port = known->destination_port;
-	return true;
-}
-
 /* A packet of a flow. */
 static __always_inline int carry(struct pass *pass, const bool xdp, struct flow *flow)
 {
@@ -276,8 +247,6 @@ static __always_inline int carry(struct pass *pass, const bool xdp, struct flow 
 	__u32 flags = flow->flags;
 
 	mirror(&of->to, &flow->other);
-	if (of->packet.fragment == FIRST_FRAGMENT)
-		recall_ports(of, pass->now);
 	if (!xdp && flags & FLOW_POD && flags & FLOW_REMOTE)
 		return turn_back(pass, flow);
 	if (flags & (FLOW_REMOTE | FLOW_DSR))
@@ -372,6 +341,10 @@ static __always_inline int no_endpoint(struct pass *pass, const bool xdp, const 
 
 	if (!to->refused && (__u32)to->set == EMPTY_UNREACHABLE) {
 		tell(pass, DROP_NO_LOCAL_ENDPOINT, &of->packet.tuple, owner);
+		return END(xdp);
+	}
+	if (of->packet.fragment == LATER_FRAGMENT) {
+		tell(pass, DROP_FRAGMENT, &of->packet.tuple, owner);
 		return END(xdp);
 	}
 	if (!may_tell(pass->now)) {
@@ -476,26 +449,75 @@ static __always_inline int begin(struct pass *pass, const bool xdp)
 		tell(pass, failed, &p->tuple, flow->owner);
 		return END(xdp);
 	}
+	note_answers(flow, pass->now);
 	tell(pass, refused ? PACKET_REFUSED : FLOW_BEGUN, &p->tuple, flow->owner);
 	return carry(pass, xdp, flow);
+}
+
+#define GOES_ON -2 /* neither TC nor XDP has such an answer */
+
+/*
+ * A fragment whose ports concern us: they are noted, or known by now, or it ends here. XDP leaves to TC
+ * what is to be kept or given back. `l3`: where the packet begins, its tunnel included.
+ */
+static __always_inline int on_fragment(struct pass *pass, const bool xdp, __u32 l3)
+{
+	struct scratch *of = pass->of;
+	struct packet *p = &of->packet;
+	struct fragment_key *key = &of->fragment_key;
+
+	if (p->fragment == FIRST_FRAGMENT) {
+		/* In this order: hold() looks for the ports after it has kept a fragment. */
+		note_ports(p, key, pass->now);
+		if (!is_held(key))
+			return GOES_ON;
+		if (xdp)
+			return XDP_PASS;
+		tell(pass, FRAGMENT_RELEASED, &p->tuple, 0);
+		release(pass->ctx, l3, key, pass->hook == HOOK_TC_INGRESS, pass->now);
+		return TC_ACT_SHOT;
+	}
+	if (recall_ports(p, key, pass->now))
+		return GOES_ON;
+	if (xdp)
+		return XDP_PASS;
+	if (hold(pass->ctx, l3, p->l3 - l3 + p->ip_length, key, pass->now)) {
+		tell(pass, FRAGMENT_HELD, &p->tuple, 0);
+		return TC_ACT_SHOT;
+	}
+	if (recall_ports(p, key, pass->now))
+		return GOES_ON;
+	tell(pass, FRAGMENT_UNKNOWN, &p->tuple, 0);
+	return TC_ACT_UNSPEC;
 }
 
 static __always_inline int on_transport(struct pass *pass, const bool xdp)
 {
 	struct scratch *of = pass->of;
 	struct packet *p = &of->packet;
+	bool leaves = pass->hook == HOOK_TC_EGRESS, concerned = false;
 	struct flow *flow;
+	int done;
 
-	if (p->fragment == LATER_FRAGMENT && !recall_ports(of, pass->now)) {
-		if (pass->hook != HOOK_TC_EGRESS && concerns_us(p->tuple.destination))
-			tell(pass, FRAGMENT_UNKNOWN, &p->tuple, 0);
-		return GO_ON(xdp);
+	if (p->fragment) {
+		concerned = leaves ? answers(p) : concerns_us(p->tuple.destination);
+		if (concerned) {
+			done = on_fragment(pass, xdp, p->l3);
+			if (done != GOES_ON)
+				return done;
+		} else if (p->fragment == LATER_FRAGMENT &&
+			   !recall_ports(p, &of->fragment_key, pass->now)) {
+			return GO_ON(xdp);
+		}
 	}
 	/* Also what concerns us no more: flows outlive their frontend, and a change of the ports. */
 	flow = flow_of(pass);
-	if (flow)
+	if (flow) {
+		if (p->fragment == FIRST_FRAGMENT && !concerned)
+			note_ports(p, &of->fragment_key, pass->now);
 		return carry(pass, xdp, flow);
-	if (pass->hook == HOOK_TC_EGRESS || !concerns_us(p->tuple.destination))
+	}
+	if (leaves || !concerns_us(p->tuple.destination))
 		return GO_ON(xdp);
 	return begin(pass, xdp);
 }
@@ -549,6 +571,7 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 	struct slot *slot;
 	enum kind kind;
 	bool ipv4 = p->ipv4;
+	int done;
 
 	if (!pass->how->dsr || pass->hook == HOOK_TC_EGRESS || !(pass->device & DEVICE_NODE) ||
 	    p->inner != (ipv4 ? IPPROTO_IPIP : IPPROTO_IPV6))
@@ -562,9 +585,13 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 		      parse_ipv6(headers_of(pass->ctx, xdp), p);
 	if (kind == OTHER || !is_sender(p->tuple.source) || !is_transport(p->tuple.proto))
 		return GO_ON(xdp);
-	if (p->fragment == LATER_FRAGMENT ? !recall_ports(of, pass->now) :
-					    parse_ports(headers_of(pass->ctx, xdp), p) == OTHER)
+	if (p->fragment != LATER_FRAGMENT && parse_ports(headers_of(pass->ctx, xdp), p) == OTHER)
 		return GO_ON(xdp);
+	if (p->fragment) {
+		done = on_fragment(pass, xdp, p->l3 - shift);
+		if (done != GOES_ON)
+			return done;
+	}
 	flow = flow_of(pass);
 	if (!flow) {
 		if (!find_outside(&p->tuple, SERVICE_NODE | SERVICE_REMOTE_NODE, to) ||
@@ -591,12 +618,11 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 			tell(pass, failed, &p->tuple, flow->owner);
 			return END(xdp);
 		}
+		note_answers(flow, pass->now);
 		tell(pass, FLOW_BEGUN, &p->tuple, flow->owner);
 	} else if (flow->flags & (FLOW_REMOTE | FLOW_DSR | FLOW_REPLY)) {
 		return GO_ON(xdp);
 	}
-	if (p->fragment == FIRST_FRAGMENT)
-		recall_ports(of, pass->now);
 	mirror(&of->to, &flow->other);
 	if (xdp ? !take_link(pass->ctx, &of->answer.link) || bpf_xdp_adjust_head(pass->ctx, shift) :
 		  bpf_skb_adjust_room(pass->ctx, -(int)shift, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))

@@ -190,8 +190,9 @@ static __always_inline enum kind parse_ipv6(struct headers h, struct packet *p)
 	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		struct extension_header *ext;
 
+		/* Not AH: it signs the addresses, so who translates it breaks it. */
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_AH && next != IPPROTO_FRAGMENT)
+		    next != IPPROTO_FRAGMENT)
 			break;
 		if (at > MAX_L4)
 			return OTHER;
@@ -217,7 +218,7 @@ static __always_inline enum kind parse_ipv6(struct headers h, struct packet *p)
 		/* The address is not yet the destination. */
 		if (next == IPPROTO_ROUTING && ext->left)
 			return OTHER;
-		at += next == IPPROTO_AH ? (ext->length + 2) * 4 : (ext->length + 1) * 8;
+		at += (ext->length + 1) * 8;
 		next = ext->next;
 	}
 	if (at > MAX_L4 || at > p->l3 + p->ip_length)

@@ -161,12 +161,14 @@ static __always_inline bool rewrite_skb(struct __sk_buff *ctx, const struct pack
 		    bpf_skb_store_bytes(ctx, at + 16, (void *)&to->destination[3], 4, 0))
 			return false;
 	} else {
+		/* The sum that a device made of the whole packet: no checksum here makes up for addresses. */
+		__u64 whole = p->fragment == LATER_FRAGMENT ? BPF_F_RECOMPUTE_CSUM : 0;
 		__u8 left = p->ttl - 1;
 
-		if (hop && bpf_skb_store_bytes(ctx, p->l3 + 7, &left, 1, 0))
+		if (hop && bpf_skb_store_bytes(ctx, p->l3 + 7, &left, 1, BPF_F_RECOMPUTE_CSUM))
 			return false;
-		if (bpf_skb_store_bytes(ctx, p->l3 + 8, (void *)to->source, 16, 0) ||
-		    bpf_skb_store_bytes(ctx, p->l3 + 24, (void *)to->destination, 16, 0))
+		if (bpf_skb_store_bytes(ctx, p->l3 + 8, (void *)to->source, 16, whole) ||
+		    bpf_skb_store_bytes(ctx, p->l3 + 24, (void *)to->destination, 16, whole))
 			return false;
 	}
 	if (p->fragment == LATER_FRAGMENT)

@@ -15,6 +15,7 @@ from pointsman.values import PortName, endpoint_text, to_text
 Row = dict[str, Any]
 _layouts = abi.layouts()
 _FLOW_FLAGS = {n: name.removeprefix("FLOW_") for name, n in abi.enumerators("flow_flag").items()}
+_HELD_COUNT = (1 << abi.constants()["HELD_COUNT_BITS"]) - 1
 _DEVICES = {n: name.removeprefix("DEVICE_") for name, n in abi.enumerators("device_flag").items()}
 
 
@@ -77,6 +78,18 @@ def _fragments(source: Source) -> Iterator[Row]:
         }
 
 
+def _held_fragments(source: Source) -> Iterator[Row]:
+    for raw_key, link in source.items("held_fragments"):
+        key = _layouts["fragment_key"].decode(raw_key)
+        yield {
+            "source": to_text(key["source"]),
+            "destination": to_text(key["destination"]),
+            "protocol": protocol_name(key["proto"]),
+            "id": key["id"],
+            "held": struct.unpack("=Q", link)[0] & _HELD_COUNT,
+        }
+
+
 def _devices(source: Source) -> Iterator[Row]:
     for key, value in source.items("devices"):
         device = _layouts["device"].decode(value)
@@ -130,6 +143,7 @@ DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
     "flows_new": _flows("flows_new"),
     "affinity_clients": _affinity_clients,
     "fragments": _fragments,
+    "held_fragments": _held_fragments,
     "devices": _devices,
     "vlans": _vlans,
     "packet_settings": _packet_settings,

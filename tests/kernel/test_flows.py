@@ -308,7 +308,10 @@ def test_maps_of_packets_are_dumped_decoded(packets: Loaded) -> None:
     }
     (row,) = json.loads(packets.cli("map", "dump", "packet_settings", "-o", "json").stdout)["items"]
     assert (row["snatPorts"], row["tcpClosing"]) == ("61000-61007", 5)
-    names = ("devices", "vlans", "fragments", "affinity_clients", "packet_counters", "flows_new")
+    names = (
+        *("devices", "vlans", "fragments", "held_fragments", "affinity_clients"),
+        *("packet_counters", "flows_new"),
+    )
     for name in names:
         assert packets.cli("map", "dump", name).returncode == 0, name
     assert "pointsman trace" in packets.cli("map", "dump", "trace").stderr

@@ -47,7 +47,7 @@ SETTINGS = {
     "tcp_open": 86400, "tcp_closing": 10, "udp_new": 30, "udp_open": 120,
 }  # fmt: skip
 #: What a test empties before it begins.
-_STATE = ("flows", "flows_new", "fragments", "affinity_clients")
+_STATE = ("flows", "flows_new", "fragments", "held_fragments", "affinity_clients")
 
 
 def _text(address: bytes, port: int) -> tuple[str, int]:
@@ -191,12 +191,21 @@ class PacketLab:
         return self._programs[hook]
 
     def run(
-        self, frame: bytes, hook: str = "xdp_ingress", device: str = "eth0", segment: int = 0
+        self,
+        frame: bytes,
+        hook: str = "xdp_ingress",
+        device: str = "eth0",
+        segment: int = 0,
+        *,
+        summed: bool = False,
     ) -> Outcome:
-        """One frame through one program, as if `device` had it; `segment` as test_run has it."""
+        """One frame through one program, as if `device` had it; `segment` and `summed` as test_run
+        has them."""
         program, index = self.program(hook), self.devices.get(device) or self.index(device)
         xdp = hook.startswith("xdp")
-        return self.on_node(lambda: test_run(program, frame, index, xdp=xdp, segment=segment))
+        return self.on_node(
+            lambda: test_run(program, frame, index, xdp=xdp, segment=segment, summed=summed)
+        )
 
     # -- state ---------------------------------------------------------------------------------
 

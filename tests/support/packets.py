@@ -23,6 +23,7 @@ _XDP = {XDP_PASS: PASS, XDP_DROP: DROP, XDP_TX: SEND, XDP_REDIRECT: SEND}
 _TC = {TC_OK: PASS, TC_UNSPEC: PASS, TC_SHOT: DROP, TC_REDIRECT: SEND}
 
 _ROOM = 8192
+_CHECKSUM_COMPLETE = 1 << 2  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE
 _SKB_CONTEXT = 192  # struct __sk_buff, Linux 5.18: what is behind is taken for zero
 _SKB_INGRESS_IFINDEX, _SKB_IFINDEX, _SKB_GSO_SIZE = 36, 40, 176
 
@@ -48,15 +49,27 @@ def _skb_context(ifindex: int, segment: int) -> bytes:
     return bytes(context)
 
 
-def test_run(program: int, frame: bytes, ifindex: int, *, xdp: bool, segment: int = 0) -> Outcome:
+def test_run(
+    program: int,
+    frame: bytes,
+    ifindex: int,
+    *,
+    xdp: bool,
+    segment: int = 0,
+    summed: bool = False,
+) -> Outcome:
     """Runs a program once. Devices and routes are those of the calling thread's network namespace;
     for XDP the device must have a program attached, else it has no receive queue to speak of.
-    `segment`: TC has several packets as this one, with so many bytes of payload each."""
+
+    `segment`: TC has several packets as this one, with so many bytes of payload each. `summed`: as
+    if the device had computed the sum of the whole packet (CHECKSUM_COMPLETE). EBADMSG then says
+    that it is no longer right; before Linux 6.15 the kernel has no such test, EINVAL."""
     data = ctypes.create_string_buffer(frame, len(frame))
     out = ctypes.create_string_buffer(_ROOM)
     context = _xdp_context(len(frame), ifindex) if xdp else _skb_context(ifindex, segment)
     given = ctypes.create_string_buffer(context, len(context))
     options = _RunOpts(sz=ctypes.sizeof(_RunOpts), repeat=1)
+    options.flags = _CHECKSUM_COMPLETE if summed else 0
     options.data_in, options.data_size_in = ctypes.addressof(data), len(frame)
     options.data_out, options.data_size_out = ctypes.addressof(out), _ROOM
     options.ctx_in, options.ctx_size_in = ctypes.addressof(given), len(context)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pointsman import abi
+from tests.kernel.packets.back import Back
 from tests.kernel.packets.node import Node, name_of
 from tests.support.kernel import SMALL, lacking
 from tests.support.packetlab import PacketLab
@@ -38,6 +39,13 @@ def node(loaded_node: Node) -> Iterator[Node]:
     loaded_node.reset()
     yield loaded_node
     loaded_node.reset()
+
+
+@pytest.fixture
+def back(node: Node) -> Iterator[Back]:
+    made = Back(node)
+    yield made
+    made.close()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

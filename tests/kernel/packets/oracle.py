@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-_TCP, _UDP, _ICMP, _ICMPV6, _FRAGMENT, _AH = 6, 17, 1, 58, 44, 51
-_EXTENSIONS = (0, 43, 60, _FRAGMENT, _AH)
+_TCP, _UDP, _ICMP, _ICMPV6, _FRAGMENT = 6, 17, 1, 58, 44
+_EXTENSIONS = (0, 43, 60, _FRAGMENT)
 _ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
 _CHECK_AT = {_TCP: 16, _UDP: 6}
 _HEADER = {_TCP: 20, _UDP: 8}
@@ -155,8 +155,6 @@ def _read_v6(
         if at + 8 > end:
             return None
         following, size = frame[at], (frame[at + 1] + 1) * 8
-        if protocol == _AH:
-            size = (frame[at + 1] + 2) * 4
         if protocol == _FRAGMENT:
             size, first = 8, not int.from_bytes(frame[at + 2 : at + 4], "big") & 0xFFF8
         protocol, at = following, at + size

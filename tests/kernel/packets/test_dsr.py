@@ -9,7 +9,9 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
 from scapy.packet import Packet
 
+from tests.kernel.packets.back import Back
 from tests.kernel.packets.node import EGRESS, INGRESS, XDP, Node
+from tests.kernel.packets.test_fragments import pieces
 from tests.kernel.packets.test_refused import NARROW, NARROW_PORT, told
 from tests.kernel.packets.world import (
     FAMILIES,
@@ -23,7 +25,7 @@ from tests.kernel.packets.world import (
     arriving,
     leaving,
 )
-from tests.support.packets import PASS, SEND
+from tests.support.packets import DROP, PASS, SEND
 
 HEADER = {"IPv4": 20, "IPv6": 40}
 
@@ -106,3 +108,17 @@ def test_a_connection_that_began_at_another_node_goes_on(node: Node, f: Family) 
     outcome = node.send(arriving(f.tcp((f.client, IN_RANGE), (f.node, MANY), "A")))
     assert outcome.verdict == SEND
     assert [flow.becomes_to for flow in node.lab.flows()] == first
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_pieces_in_tunnels_come_in_any_order(node: Node, back: Back, f: Family) -> None:
+    data = bytes(range(250)) * 10
+    inner = pieces(f.udp((f.client, IN_RANGE), (f.node, LOCAL), data), f)
+    given = [bytes(arriving(tunnel(f, f.node1, f.local, piece))) for piece in inner]
+    for frame in reversed(given):
+        outcome = node.send(frame, XDP)
+        assert (outcome.verdict, outcome.frame) == (PASS, frame)
+        assert node.send(frame, INGRESS).verdict == DROP
+    wanted = pieces(f.udp((f.client, IN_RANGE), (f.local, TARGET), data), f)
+    outcomes = back.through(3, XDP)
+    assert {outcome.frame for outcome in outcomes} == {bytes(arriving(p)) for p in wanted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -10,10 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from scapy.packet import Packet
 
 from demo.lab import Lab
 from pointsman import abi
 from tests.cluster.network import inside
+from tests.kernel.packets.test_fragments import pieces
+from tests.kernel.packets.world import V4, V6
 from tests.support.kernel import lacking as lacking_kernel
 from tests.support.kernel import until
 from tests.support.podserver import stream
@@ -109,6 +113,44 @@ def test_datagrams_as_long_as_quics(topology: Topology, family: int) -> None:
     address = topology.nodes["a"].addresses[family]
     found = {topology.datagram(address, length=1350)[0] for _ in range(60)}
     assert found == {"a1", "b1", "b2", "c1"}
+
+
+@pytest.mark.parametrize("order", ["last first", "any"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_datagrams_in_pieces_in_any_order(
+    topology: Topology, family: int, order: str
+) -> None:
+    """Both ways whole, by an endpoint of the node and by those of others."""
+    random_ = random.Random(f"{family} {order}")
+    found: dict[int, set[str]] = {4000: set(), 20000: set()}
+    for number in range(24):
+        length = (4000, 20000)[number % 2]
+        cut = random_.shuffle if order == "any" else list.reverse
+        found[length].add(_in_pieces(topology, family, 40000 + number, length, cut))
+    assert all("a1" in who and len(who) > 1 for who in found.values()), found
+
+
+def _in_pieces(
+    built: Topology, family: int, port: int, length: int, order: Callable[[list[Packet]], None]
+) -> str:
+    """Who answers a datagram of that length, and with one as long."""
+    f, address = (V4, V6)[family], built.nodes["a"].addresses[family]
+    kind = (socket.AF_INET, socket.AF_INET6)[family]
+    data = stream(length)
+    cut = pieces(f.udp((CLIENT[family], port), (address, NODE_PORT), data), f, port, 1440)
+    order(cut)
+    with (
+        inside(built.client),
+        socket.socket(kind, socket.SOCK_DGRAM) as made,
+        socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+    ):
+        made.bind((CLIENT[family], port))
+        made.settimeout(5)
+        for piece in cut:
+            raw.sendto(bytes(piece), (address, 0))
+        answer = made.recv(65536)
+    assert len(answer) == length
+    return answer.split()[0].decode()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

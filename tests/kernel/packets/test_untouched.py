@@ -12,6 +12,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
 )
+from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
@@ -105,6 +106,9 @@ CASES = [
         f.tcp((f.remote, 8080), (f.node, 45000), "SA"))),
     Case("0.0.0.0 or :: as an address", lambda f: arriving(_syn(f, to=f.any))),
     Case("GRE", lambda f: arriving(f.ip(f.client, f.node) / GRE(proto=0x800) / Raw(bytes(40)))),
+    Case("an authentication header, which signs the addresses", lambda f: arriving(
+        f.ip(f.client, f.node) / AH(nh=17, payloadlen=4, spi=7, seq=1, icv=bytes(12))
+        / UDP(sport=IN_RANGE, dport=REMOTE, chksum=0x1234) / Raw(bytes(40)))),
     Case("SCTP", lambda f: arriving(
         f.ip(f.client, f.node) / SCTP(sport=IN_RANGE, dport=REMOTE) / SCTPChunkInit())),
     Case("a protocol that nobody knows", lambda f: arriving(
