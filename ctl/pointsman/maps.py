@@ -169,8 +169,9 @@ class View:
     _slots: bpf.Copy | bpf.Array
     _load: bpf.Copy | bpf.Array
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, packets: Path | None = None) -> None:
+        """`packets`: where maps are that are not in `directory`."""
+        self._directories = (directory, packets or directory)
         self._maps: dict[str, bpf.Map] = {}
         try:
             self._open()
@@ -200,8 +201,7 @@ class View:
             return layout.field(_COLUMNS[name]).offset, layout.reader(*fields)
         except KeyError as error:
             raise LayoutMismatch(
-                f"{self.directory / name}: the pinned map has no field {error}; "
-                "run 'pointsman unload'"
+                f"{self._path(name)}: the pinned map has no field {error}; run 'pointsman unload'"
             ) from None
 
     def _packet_reader(self) -> Callable[..., tuple[Any, ...]]:
@@ -213,12 +213,16 @@ class View:
     def map(self, name: str) -> bpf.Map:
         """One of the maps, by the name it has in bpf/maps.h. Raises FileNotFoundError."""
         if name not in self._maps:
-            self._maps[name] = bpf.Map.open(self.directory / name, read_only=self.read_only)
+            self._maps[name] = bpf.Map.open(self._path(name), read_only=self.read_only)
         return self._maps[name]
+
+    def _path(self, name: str) -> Path:
+        first, second = (directory / name for directory in self._directories)
+        return first if first.exists() else second
 
     @property
     def names_of_maps(self) -> list[str]:
-        return sorted(path.name for path in self.directory.iterdir())
+        return sorted({path.name for each in self._directories for path in each.iterdir()})
 
     @property
     def mapped_bytes(self) -> int:

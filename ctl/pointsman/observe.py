@@ -24,7 +24,7 @@ def observe(bpffs: Path, run_dir: Path, now: float) -> Observation:
     """Raises NotLoaded when nothing is pinned under `bpffs`."""
     pins = Pins(bpffs)
     generation = pins.require_current()
-    view = View(generation.maps)
+    view = View(generation.maps, generation.packets.maps)
     try:
         links = tuple(pins.links())
         status = read_status(run_dir)
@@ -51,7 +51,7 @@ def observe(bpffs: Path, run_dir: Path, now: float) -> Observation:
 def packets_seen(generation: Generation) -> PacketsSeen | None:
     """None where no packet programs are."""
     try:
-        maps = PacketMaps(generation.maps)
+        maps = PacketMaps(generation.packets.maps)
     except NotLoaded:
         return None
     try:

@@ -4,6 +4,8 @@
         g_<fingerprint>/          one generation: one source, one set of sizes, one kernel
             programs/<hook>
             maps/<name>           the same maps as before where their layout did not change
+            former/               programs/ and maps/ of a version before, which serve packets
+                                  where this version's programs for them can't be loaded
         current -> g_<fingerprint>
         links/<hook>              what runs; flipped one at a time, each atomically
 
@@ -20,15 +22,11 @@ import os
 import platform
 import shutil
 import stat
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from pointsman import abi, bpf, btf, errors
+from pointsman import abi, bpf, btf, errors, loading
 from pointsman.attach import DeviceLinks
 from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SWEEP, DeviceLink, Link
 from pointsman.marks import words_for
@@ -101,6 +99,20 @@ class Generation:
         return self.directory / "maps"
 
     @property
+    def former(self) -> Generation:
+        """What serves packets if this generation has no programs for that."""
+        return Generation(self.directory / "former")
+
+    @property
+    def packets(self) -> Generation:
+        """Where the programs for packets and all maps that they read are, if there are any."""
+        return self if self.has_packets or not self.former.has_packets else self.former
+
+    @property
+    def has_packets(self) -> bool:
+        return all((self.programs / name).exists() for name in _PACKET_PROGRAMS)
+
+    @property
     def name(self) -> str:
         return self.directory.name.removeprefix("g_")
 
@@ -113,8 +125,11 @@ class Loaded:
     compiled: bool
     previous: Generation | None = None
     rebuilt: tuple[str, ...] = ()  # maps that start empty, to be filled before anything flips
-    packets: bool = False  # whether the programs for packets are there
-    packets_error: str = ""  # why they are not, although they were asked for
+    packets: bool = False  # whether there are programs for packets, in generation.packets
+    #: Why those of this version could not be loaded; with `packets`, former ones serve instead.
+    packets_error: str = ""
+    #: Entries of flows as asked for, and as they are, where that could not be changed.
+    flows_kept: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -220,24 +235,41 @@ class Pins:
         Changes nothing that runs. Call with the agent's lock held.
 
         `packets`: those for packets as well. If the kernel or the compiler does not take them,
-        sockets are served without: `packets_error` says why.
+        sockets are served all the same: `packets_error` says why. Packets then go on being served
+        by the programs that do so now, if those understand the maps.
         """
         self.prepare_root()
+        kept = self._flows_in_use() if packets else None
+        if kept in (None, self.sizes.flows):
+            return self._load(packets=packets)
+        # Open connections stand in it; what is copied while packets come is behind at once.
+        here = replace(self, sizes=replace(self.sizes, flows=kept))
+        return replace(here._load(packets=packets), flows_kept=(self.sizes.flows, kept))
+
+    def _flows_in_use(self) -> int | None:
+        """How many entries `flows` has, if anything stands there or may at any moment."""
+        path = self.current.packets.maps / "flows" if self.current else None
+        if path is None or not path.exists():
+            return None
+        opened = bpf.Map.open(path, read_only=True)
+        try:
+            used = next(opened.items(), None) or DeviceLinks(self.root).present()
+            return opened.info.max_entries if used else None
+        finally:
+            opened.close()
+
+    def _load(self, *, packets: bool) -> Loaded:
         generation = Generation(self.root / f"g_{self.fingerprint()}")
         previous = self.current
         if previous == generation:
             previous = None
-        missing = [] if self._complete(generation) else ["sockets"]
-        if packets and not self._complete_packets(generation):
-            missing.append("packets")
-        error = ""
-        if missing:
+        compiled = not self._complete(generation)
+        if compiled:
             generation.programs.mkdir(parents=True, exist_ok=True)
             generation.maps.mkdir(exist_ok=True)
-            self._inherit_maps(generation, previous, packets=packets)
-            error = self._compile(generation, missing)
-        packets = packets and not error
-        self._check(generation, self._specs(generation, packets=packets))
+            self._inherit(generation, previous)
+            self._compile_sockets(generation)
+        self._check(generation, self._specs(generation))
         rebuilt: tuple[str, ...] = ()
         if previous:
             rebuilt = tuple(
@@ -247,17 +279,19 @@ class Pins:
             )
         elif self.current is None:
             self._point_to(generation)
-        return Loaded(generation, bool(missing), previous, rebuilt, packets, error)
+        loaded = Loaded(generation, compiled, previous, rebuilt)
+        return self._load_packets(loaded) if packets else loaded
 
-    def _specs(self, generation: Generation, *, packets: bool = False) -> dict[str, abi.MapSpec]:
+    def _specs(self, generation: Generation) -> dict[str, abi.MapSpec]:
         features = [f for f in FEATURES[0] if f != "HAVE_MPTCP" or _exists(generation, "mptcp")]
-        features += [_PACKETS] if packets else []
         return abi.map_specs(self.sizes.definitions(), features, self.source_directory)
 
-    def _complete_packets(self, generation: Generation) -> bool:
-        return all((generation.programs / name).exists() for name in _PACKET_PROGRAMS) and all(
-            _exists(generation, name) for name in self._specs(generation, packets=True)
-        )
+    def _packet_specs(self) -> dict[str, abi.MapSpec]:
+        """The maps that only the programs for packets have."""
+        sizes = self.sizes.definitions()
+        known = abi.map_specs(sizes, (_PACKETS,), self.source_directory)
+        others = abi.map_specs(sizes, (), self.source_directory)
+        return {name: spec for name, spec in known.items() if name not in others}
 
     def _complete(self, generation: Generation) -> bool:
         names = [hook.name for hook in HOOKS] + ["set_generation"]
@@ -267,16 +301,28 @@ class Pins:
             (generation.maps / name).exists() for name in self._specs(generation)
         )
 
-    def _inherit_maps(
-        self, generation: Generation, previous: Generation | None, *, packets: bool
-    ) -> None:
+    def _inherit(self, generation: Generation, previous: Generation | None) -> None:
         """Pins those maps of the running generation again that fit as they are."""
-        features = (*FEATURES[0], _PACKETS) if packets else FEATURES[0]
-        specs = abi.map_specs(self.sizes.definitions(), features, self.source_directory)
-        present = {name: generation.maps / name for name in specs}
-        self._check(generation, {n: s for n, s in specs.items() if present[n].exists()})
+        specs = abi.map_specs(self.sizes.definitions(), FEATURES[0], self.source_directory)
+        unlike = self._unlike(generation, previous, specs)
         if previous is None:
             return
+        if any(name in unlike for name in (*LOOKUP_MAPS, "load")):
+            unlike.update((name, ["rebuilt with the others"]) for name in LOOKUP_MAPS)
+        _share(previous, generation, specs.keys() - unlike.keys())
+        if "load" in unlike and not _exists(generation, "previous_load"):
+            _pin_again(previous.maps / "load", generation.maps / "previous_load")
+
+    def _unlike(
+        self,
+        generation: Generation,
+        previous: Generation | None,
+        specs: Mapping[str, abi.MapSpec],
+    ) -> dict[str, list[str]]:
+        """In what those maps of the running generation that do not fit are different."""
+        self._check(generation, {n: s for n, s in specs.items() if _exists(generation, n)})
+        if previous is None:
+            return {}
         unlike = {
             name: found
             for name, spec in specs.items()
@@ -289,13 +335,7 @@ class Pins:
                 + "; ".join(refused)
                 + "; run 'pointsman unload' first, or stay with the former version and sizes"
             )
-        if any(name in unlike for name in (*LOOKUP_MAPS, "load")):
-            unlike.update((name, ["rebuilt with the others"]) for name in LOOKUP_MAPS)
-        for name in specs:
-            if name not in unlike and _exists(previous, name) and not present[name].exists():
-                _pin_again(previous.maps / name, present[name])
-        if "load" in unlike and not _exists(generation, "previous_load"):
-            _pin_again(previous.maps / "load", generation.maps / "previous_load")
+        return unlike
 
     def _check(self, generation: Generation, specs: Mapping[str, abi.MapSpec]) -> None:
         found = [
@@ -310,8 +350,14 @@ class Pins:
                 + f"; run 'pointsman unload', or remove {generation.directory}"
             )
 
-    def _compile(self, generation: Generation, modules: list[str]) -> str:
-        """Why the programs for packets could not be loaded, "" if they were, or weren't asked."""
+    def _compile_sockets(self, generation: Generation) -> None:
+        try:
+            self._compile(generation, loading.SOCKETS)
+        except errors.PointsmanError:
+            shutil.rmtree(generation.directory, ignore_errors=True)
+            raise
+
+    def _compile(self, generation: Generation, module: str) -> None:
         migrating = _exists(generation, "previous_load")
         request = {
             "source": str(self.source_directory),
@@ -323,35 +369,70 @@ class Pins:
             },
             "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
             "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
-            "modules": modules,
         }
-        for attempt in range(3):
-            reply, told = _run_loader(request)
-            failed: dict[str, Any] = reply if "error" in reply else reply.get("packets", {})
-            if not failed:
-                return ""
-            # The loader of an agent that was killed a moment ago may still have been pinning.
-            if attempt == 2 or not any("File exists" in line for line in (failed["error"], *told)):
-                break
-            time.sleep(0.5)
-        detail = _telling(told)
-        if failed is not reply or "sockets" not in modules:
-            self.drop_packets(generation)
-            return "\n  ".join([failed["error"], *detail])
-        shutil.rmtree(generation.directory, ignore_errors=True)
-        kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
-        hint = ""
-        if kind is errors.KernelTooOld:
-            hint = f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
-        raise kind("\n  ".join([reply["error"] + hint, *detail]))
+        loading.load(module, request)
+
+    # -- packets -----------------------------------------------------------------------------
+
+    def _load_packets(self, loaded: Loaded) -> Loaded:
+        """The programs for packets, or those that serve packets now."""
+        generation, specs = loaded.generation, self._packet_specs()
+        before = (loaded.previous or generation).packets
+        try:
+            if not (generation.has_packets and all(_exists(generation, name) for name in specs)):
+                unlike = self._unlike(generation, before, specs)
+                _share(before, generation, specs.keys() - unlike.keys())
+                self._compile(generation, loading.PACKETS)
+                loaded = replace(loaded, compiled=True)
+            self._check(generation, specs)
+        except (errors.PointsmanError, OSError) as error:
+            self._unpin_packets(generation)
+            if not before.has_packets:
+                return replace(loaded, packets_error=str(error))
+            unfit = self._keep_former(generation, before, specs)
+            first, *more = str(error).split("\n")
+            told = "\n".join([f"{first}; {unfit}" if unfit else first, *more])
+            return replace(loaded, packets=not unfit, packets_error=told)
+        # Its maps are this generation's, too, and its programs run until devices are flipped.
+        self._drop_former(generation)
+        return replace(loaded, packets=True)
+
+    def _keep_former(
+        self, generation: Generation, before: Generation, specs: Mapping[str, abi.MapSpec]
+    ) -> str:
+        """Has the programs that serve packets now do so in this generation, too; or says in what
+        their maps are not those that this version writes and understands."""
+        shared = (*LOOKUP_MAPS, "load", "settings")
+        other = [n for n in shared if not _same_map(before.maps / n, generation.maps / n)]
+        found = [f"{name} is another map" for name in other]
+        for name, spec in specs.items():
+            found += differences(spec, before.maps / name, sizes=False)
+        if found:
+            return f"the former ones do not fit, for {', '.join(found)}"
+        former = generation.former
+        if before != former:
+            shutil.rmtree(former.directory, ignore_errors=True)
+            former.programs.mkdir(parents=True)
+            former.maps.mkdir()
+            _share(before, former, {path.name for path in before.maps.iterdir()})
+            for name in _PACKET_PROGRAMS:
+                _pin_again(before.programs / name, former.programs / name)
+        return ""
+
+    def _unpin_packets(self, generation: Generation) -> None:
+        for name in _PACKET_PROGRAMS:
+            (generation.programs / name).unlink(missing_ok=True)
+        for name in self._packet_specs():
+            (generation.maps / name).unlink(missing_ok=True)
 
     def drop_packets(self, generation: Generation) -> None:
         """Unpins the programs for packets and their maps. Links that run them go on."""
-        for name in _PACKET_PROGRAMS:
-            (generation.programs / name).unlink(missing_ok=True)
-        specs = self._specs(generation, packets=True)
-        for name in specs.keys() - self._specs(generation).keys():
-            (generation.maps / name).unlink(missing_ok=True)
+        self._unpin_packets(generation)
+        self._drop_former(generation)
+
+    @staticmethod
+    def _drop_former(generation: Generation) -> None:
+        shutil.rmtree(generation.former.directory, ignore_errors=True)
 
     def _point_to(self, generation: Generation) -> None:
         """Makes `current` a generation, in one step."""
@@ -428,31 +509,15 @@ class Pins:
         return removed
 
 
-def _run_loader(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The loader's reply, and what the compiler and the verifier said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pointsman.loader"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        reply = json.loads(done.stdout)
-    except ValueError:
-        reply = {"kind": "NoCompiler", "error": f"the loader ended with {done.returncode}"}
-    return reply, done.stderr.strip().splitlines()
-
-
-def _telling(lines: list[str], room: int = 12) -> list[str]:
-    """The part that says why: a compiler's first error, whose followers it may have caused, or
-    the end of the verifier's log."""
-    first = next((i for i, line in enumerate(lines) if " error: " in line), None)
-    return lines[-room:] if first is None else lines[first : first + room]
-
-
 def _exists(generation: Generation, name: str) -> bool:
     return (generation.maps / name).exists()
+
+
+def _share(source: Generation, generation: Generation, names: Iterable[str]) -> None:
+    """Pins these maps in another generation, too, as far as they are there and not yet here."""
+    for name in names:
+        if _exists(source, name) and not _exists(generation, name):
+            _pin_again(source.maps / name, generation.maps / name)
 
 
 def _pin_again(path: Path, to: Path) -> None:
@@ -520,8 +585,9 @@ def _point_link(path: Path, program: int, cgroup: int, attach_type: int) -> bool
             os.close(link)
 
 
-def differences(spec: abi.MapSpec, path: Path) -> list[str]:
-    """Every way in which a pinned map is not what the specification says."""
+def differences(spec: abi.MapSpec, path: Path, *, sizes: bool = True) -> list[str]:
+    """Every way in which a pinned map is not what the specification says. Without `sizes` it may
+    have another number of elements."""
     opened = bpf.Map.open(path, read_only=True)
     info = opened.info
     opened.close()
@@ -531,7 +597,7 @@ def differences(spec: abi.MapSpec, path: Path) -> list[str]:
             ("type", spec.type, info.type),
             ("key size", spec.key_size, info.key_size),
             ("value size", spec.value_size, info.value_size),
-            ("max entries", spec.entries, info.max_entries),
+            ("max entries", spec.entries if sizes else info.max_entries, info.max_entries),
             ("flags", spec.flags, info.flags & ~bpf.BPF_F_RDONLY),
         )
         if wanted != actual

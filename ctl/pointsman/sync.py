@@ -80,7 +80,8 @@ class Sync:
         name = self._loaded.generation.name
         log.info("loaded generation=%s compiled=%s", name, self._loaded.compiled)
         if self._loaded.packets_error:
-            log.error("the programs for packets can't be loaded: %s", self._loaded.packets_error)
+            instead = "former ones go on" if self._loaded.packets else "packets are not served"
+            log.error("%s; %s", self._loaded.packets_error, instead)
         self.maps = Maps(self._loaded.generation.maps, self._loaded.generation.programs)
         self._planner = self._new_planner()
 

@@ -56,7 +56,7 @@ def print_flows(
 ) -> None:
     """Every flow, or for `get nat` those that use a port of this node, of one namespace, Service
     and client. Raises NotLoaded, and NotFound for a Service that the maps don't have."""
-    maps = PacketMaps(Pins(bpffs).require_current().maps)
+    maps = PacketMaps(Pins(bpffs).require_current().packets.maps)
     try:
         names = names_of(maps)
         owners = owners_of(names, namespace, service)
