@@ -357,7 +357,8 @@ enum verdict {
 	DROP_MALFORMED = 22, /* a flow's packet that could not be rewritten */
 	FLOW_UNPROMOTED = 23, /* stays among the new ones: flows is full */
 	FRAGMENT_UNKNOWN = 24, /* a later fragment before its first: left to the stack */
-	VERDICTS = 25,
+	TRACE_LOST = 25, /* an event found no room in `trace` */
+	VERDICTS = 26,
 };
 
 enum hook {
