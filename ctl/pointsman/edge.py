@@ -11,7 +11,8 @@ from pointsman.attach import DeviceLinks
 from pointsman.devices import Packets, Surrounding
 from pointsman.devicewatch import DevicesNow, DeviceWatch
 from pointsman.events import Problem
-from pointsman.pins import Loaded, Pins
+from pointsman.generations import Loaded
+from pointsman.pins import Pins
 from pointsman.settings import Settings
 from pointsman.sweep import Sweeper
 

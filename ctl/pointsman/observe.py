@@ -8,11 +8,12 @@ from typing import Any
 
 from pointsman import dump, host, state
 from pointsman.errors import NotLoaded
+from pointsman.generations import Generation
 from pointsman.health import Observation
-from pointsman.maps import View
 from pointsman.packethealth import PacketsSeen
 from pointsman.packetmaps import PacketMaps
-from pointsman.pins import Generation, Pins
+from pointsman.pins import Pins
+from pointsman.view import View
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:

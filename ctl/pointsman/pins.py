@@ -22,14 +22,16 @@ import os
 import platform
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pointsman import abi, bpf, btf, errors, loading
+from pointsman import abi, bpf, errors, loading
 from pointsman.attach import DeviceLinks
-from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SWEEP, DeviceLink, Link
-from pointsman.marks import words_for
+from pointsman.generations import PACKET_PROGRAMS, Generation, Loaded, Sizes
+from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, DeviceLink, Link
+from pointsman.pinned import differences, pin_again, previous_load, same_map, share
+from pointsman.socketlinks import SocketLinks
 
 #: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
 LOOKUP_MAPS = ("frontends", "services", "slots", "names", "marks", "maglev", "source_ranges")
@@ -44,92 +46,6 @@ RECORD_MAPS = (
     "flows",
 )
 _PACKETS = "HAVE_PACKETS"
-_PACKET_PROGRAMS = tuple(hook.name for hook in (*DEVICE_HOOKS, SWEEP))
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How many elements the maps have. Arrays are allocated whole when created."""
-
-    services: int = 65536
-    slots: int = 131072
-    endpoints: int = 65536
-    buckets: int = 16384
-    overflow: int = 16384
-    lines: int = 32768
-    flows: int = 262144
-    flows_new: int = 65536
-
-    def definitions(self) -> dict[str, int]:
-        """The MAX_… definitions of bpf/maps.h."""
-        return {
-            "MAX_SERVICES": self.services,
-            "MAX_MARKS": words_for(self.services),
-            "MAX_SLOTS": self.slots,
-            "MAX_ENDPOINTS": self.endpoints,
-            "MAX_BUCKETS": self.buckets,
-            "MAX_OVERFLOW": self.overflow,
-            "MAX_OVERFLOW_NETNS": 4096,
-            "MAX_MPTCP": 16384,
-            "MAX_AFFINITY": 65536,
-            "MAX_SKIPPED": 4096,
-            "MAX_LINES": self.lines,
-            "MAX_SOURCE_RANGES": 16384,
-            "MAX_FLOWS": self.flows,
-            "MAX_FLOWS_NEW": self.flows_new,
-            "MAX_FRAGMENTS": 8192,
-            "MAX_DEVICES": 256,
-            "MAX_TRACE_BYTES": 1 << 20,
-            "MAX_SWEEP": 128,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One directory of programs and maps."""
-
-    directory: Path
-
-    @property
-    def programs(self) -> Path:
-        return self.directory / "programs"
-
-    @property
-    def maps(self) -> Path:
-        return self.directory / "maps"
-
-    @property
-    def former(self) -> Generation:
-        """What serves packets if this generation has no programs for that."""
-        return Generation(self.directory / "former")
-
-    @property
-    def packets(self) -> Generation:
-        """Where the programs for packets and all maps that they read are, if there are any."""
-        return self if self.has_packets or not self.former.has_packets else self.former
-
-    @property
-    def has_packets(self) -> bool:
-        return all((self.programs / name).exists() for name in _PACKET_PROGRAMS)
-
-    @property
-    def name(self) -> str:
-        return self.directory.name.removeprefix("g_")
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What `load` made or found. `previous`: what runs now, if that is another generation."""
-
-    generation: Generation
-    compiled: bool
-    previous: Generation | None = None
-    rebuilt: tuple[str, ...] = ()  # maps that start empty, to be filled before anything flips
-    packets: bool = False  # whether there are programs for packets, in generation.packets
-    #: Why those of this version could not be loaded; with `packets`, former ones serve instead.
-    packets_error: str = ""
-    #: Entries of flows as asked for, and as they are, where that could not be changed.
-    flows_kept: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -162,7 +78,15 @@ class Pins:
     def links(self) -> list[Link]:
         """The state of every hook, in the order of HOOKS."""
         generation = self.current
-        return [self._link(hook.name, generation) for hook in HOOKS]
+        present = SocketLinks(self.root).present()
+        if generation is None:
+            return present
+        return [
+            replace(link, current=link.program == self._program_id(generation, link.hook))
+            if link.program is not None
+            else link
+            for link in present
+        ]
 
     def device_links(self) -> list[DeviceLink]:
         """What is attached to devices of this network namespace, by the names of the pins."""
@@ -176,18 +100,6 @@ class Pins:
             replace(link, current=link.program == current.get(link.hook))
             for link in DeviceLinks(self.root).present()
         ]
-
-    def _link(self, hook: str, generation: Generation | None) -> Link:
-        try:
-            fd = bpf.obj_get(self.root / "links" / hook)
-        except FileNotFoundError:
-            return Link(hook)
-        try:
-            program, cgroup = bpf.link_program(fd), bpf.link_cgroup(fd)
-        finally:
-            os.close(fd)
-        current = generation is not None and program == self._program_id(generation, hook)
-        return Link(hook, program, cgroup, current)
 
     @staticmethod
     def _program_id(generation: Generation, hook: str) -> int:
@@ -275,7 +187,7 @@ class Pins:
             rebuilt = tuple(
                 name
                 for name in (*LOOKUP_MAPS, "load")
-                if not _same_map(previous.maps / name, generation.maps / name)
+                if not same_map(previous.maps / name, generation.maps / name)
             )
         elif self.current is None:
             self._point_to(generation)
@@ -283,7 +195,7 @@ class Pins:
         return self._load_packets(loaded) if packets else loaded
 
     def _specs(self, generation: Generation) -> dict[str, abi.MapSpec]:
-        features = [f for f in FEATURES[0] if f != "HAVE_MPTCP" or _exists(generation, "mptcp")]
+        features = [f for f in FEATURES[0] if f != "HAVE_MPTCP" or generation.has("mptcp")]
         return abi.map_specs(self.sizes.definitions(), features, self.source_directory)
 
     def _packet_specs(self) -> dict[str, abi.MapSpec]:
@@ -295,10 +207,10 @@ class Pins:
 
     def _complete(self, generation: Generation) -> bool:
         names = [hook.name for hook in HOOKS] + ["set_generation"]
-        if _exists(generation, "previous_load"):
+        if generation.has("previous_load"):
             names.append("merge_load")
         return all((generation.programs / name).exists() for name in names) and all(
-            (generation.maps / name).exists() for name in self._specs(generation)
+            generation.has(name) for name in self._specs(generation)
         )
 
     def _inherit(self, generation: Generation, previous: Generation | None) -> None:
@@ -309,9 +221,9 @@ class Pins:
             return
         if any(name in unlike for name in (*LOOKUP_MAPS, "load")):
             unlike.update((name, ["rebuilt with the others"]) for name in LOOKUP_MAPS)
-        _share(previous, generation, specs.keys() - unlike.keys())
-        if "load" in unlike and not _exists(generation, "previous_load"):
-            _pin_again(previous.maps / "load", generation.maps / "previous_load")
+        share(previous, generation, specs.keys() - unlike.keys())
+        if "load" in unlike and not generation.has("previous_load"):
+            pin_again(previous.maps / "load", generation.maps / "previous_load")
 
     def _unlike(
         self,
@@ -320,13 +232,13 @@ class Pins:
         specs: Mapping[str, abi.MapSpec],
     ) -> dict[str, list[str]]:
         """In what those maps of the running generation that do not fit are different."""
-        self._check(generation, {n: s for n, s in specs.items() if _exists(generation, n)})
+        self._check(generation, {n: s for n, s in specs.items() if generation.has(n)})
         if previous is None:
             return {}
         unlike = {
             name: found
             for name, spec in specs.items()
-            if _exists(previous, name) and (found := differences(spec, previous.maps / name))
+            if previous.has(name) and (found := differences(spec, previous.maps / name))
         }
         refused = [line for name in RECORD_MAPS for line in unlike.get(name, ())]
         if refused:
@@ -358,14 +270,14 @@ class Pins:
             raise
 
     def _compile(self, generation: Generation, module: str) -> None:
-        migrating = _exists(generation, "previous_load")
+        migrating = generation.has("previous_load")
         request = {
             "source": str(self.source_directory),
             "programs": str(generation.programs),
             "maps": str(generation.maps),
             "definitions": {
                 **self.sizes.definitions(),
-                **(_previous_load(generation.maps / "previous_load") if migrating else {}),
+                **(previous_load(generation.maps / "previous_load") if migrating else {}),
             },
             "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
             "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
@@ -379,9 +291,9 @@ class Pins:
         generation, specs = loaded.generation, self._packet_specs()
         before = (loaded.previous or generation).packets
         try:
-            if not (generation.has_packets and all(_exists(generation, name) for name in specs)):
+            if not (generation.has_packets and all(generation.has(name) for name in specs)):
                 unlike = self._unlike(generation, before, specs)
-                _share(before, generation, specs.keys() - unlike.keys())
+                share(before, generation, specs.keys() - unlike.keys())
                 self._compile(generation, loading.PACKETS)
                 loaded = replace(loaded, compiled=True)
             self._check(generation, specs)
@@ -403,7 +315,7 @@ class Pins:
         """Has the programs that serve packets now do so in this generation, too; or says in what
         their maps are not those that this version writes and understands."""
         shared = (*LOOKUP_MAPS, "load", "settings")
-        other = [n for n in shared if not _same_map(before.maps / n, generation.maps / n)]
+        other = [n for n in shared if not same_map(before.maps / n, generation.maps / n)]
         found = [f"{name} is another map" for name in other]
         for name, spec in specs.items():
             found += differences(spec, before.maps / name, sizes=False)
@@ -414,13 +326,13 @@ class Pins:
             shutil.rmtree(former.directory, ignore_errors=True)
             former.programs.mkdir(parents=True)
             former.maps.mkdir()
-            _share(before, former, {path.name for path in before.maps.iterdir()})
-            for name in _PACKET_PROGRAMS:
-                _pin_again(before.programs / name, former.programs / name)
+            share(before, former, {path.name for path in before.maps.iterdir()})
+            for name in PACKET_PROGRAMS:
+                pin_again(before.programs / name, former.programs / name)
         return ""
 
     def _unpin_packets(self, generation: Generation) -> None:
-        for name in _PACKET_PROGRAMS:
+        for name in PACKET_PROGRAMS:
             (generation.programs / name).unlink(missing_ok=True)
         for name in self._packet_specs():
             (generation.maps / name).unlink(missing_ok=True)
@@ -444,40 +356,9 @@ class Pins:
     # -- links -------------------------------------------------------------------------------
 
     def attach(self, generation: Generation, cgroup: Path) -> list[str]:
-        """Makes every link run this generation on this cgroup; the hooks that changed.
-
-        On the first attach a failure takes back what was made. Later each link flips atomically
-        and in the order of HOOKS; a failure in between leaves a mixture that works, and the next
-        start completes it.
-        """
-        directory = self.root / "links"
-        directory.mkdir(exist_ok=True)
-        first = not any(directory.iterdir())
-        changed: list[str] = []
-        target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for hook in HOOKS:
-                program = bpf.obj_get(generation.programs / hook.name)
-                try:
-                    if _point_link(directory / hook.name, program, target, hook.attach_type):
-                        changed.append(hook.name)
-                finally:
-                    os.close(program)
-        except OSError as error:
-            if first:
-                for name in changed:
-                    (directory / name).unlink(missing_ok=True)
-            if error.errno == 1 and os.geteuid() == 0:
-                raise errors.NoCgroup2(
-                    f"{hook.name} on {cgroup}: {error}; another program there may allow none "
-                    "beside it ('bpftool cgroup show' says which): detach it, or choose another "
-                    "cgroup with --cgroup"
-                ) from None
-            if error.errno == 1:
-                raise errors.NotRoot(f"{error}; run as root") from None
-            raise errors.KernelTooOld(f"{hook.name} on {cgroup}: {error}") from None
-        finally:
-            os.close(target)
+        """Makes every link run this generation on this cgroup, and `current` be it; the hooks that
+        changed."""
+        changed = SocketLinks(self.root).attach(generation.programs, cgroup)
         self._point_to(generation)
         return changed
 
@@ -491,13 +372,7 @@ class Pins:
     def unload(self) -> list[str]:
         """Detaches and unpins everything that is Pointsman's, nothing else; what it removed."""
         removed = [f"links/{name}" for name in DeviceLinks(self.root).remove_all()]
-        for hook in reversed(HOOKS):
-            # A link that was being replaced when its agent was killed has this other name.
-            for name in (hook.name, f"{hook.name}_next"):
-                path = self.root / "links" / name
-                if path.exists():
-                    path.unlink()
-                    removed.append(f"links/{name}")
+        removed += [f"links/{name}" for name in SocketLinks(self.root).remove_all()]
         (self.root / "current").unlink(missing_ok=True)
         (self.root / "next").unlink(missing_ok=True)
         for path in sorted(self.root.glob("g_*")):
@@ -507,116 +382,3 @@ class Pins:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         return removed
-
-
-def _exists(generation: Generation, name: str) -> bool:
-    return (generation.maps / name).exists()
-
-
-def _share(source: Generation, generation: Generation, names: Iterable[str]) -> None:
-    """Pins these maps in another generation, too, as far as they are there and not yet here."""
-    for name in names:
-        if _exists(source, name) and not _exists(generation, name):
-            _pin_again(source.maps / name, generation.maps / name)
-
-
-def _pin_again(path: Path, to: Path) -> None:
-    fd = bpf.obj_get(path)
-    try:
-        bpf.obj_pin(fd, to)
-    finally:
-        os.close(fd)
-
-
-def _previous_load(path: Path) -> dict[str, int]:
-    """Where the counts stand in a `load` that these programs would lay out differently."""
-    opened = bpf.Map.open(path, read_only=True)
-    info = opened.info
-    opened.close()
-    fields = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id) if info.btf_id else ()
-    offsets = {member.name: member.offset for member in fields}
-    if "open" not in offsets:
-        raise errors.LayoutMismatch(
-            f"{path}: no field 'open' to take the connection counts from; run 'pointsman unload'"
-        )
-    return {
-        "PREVIOUS_LOAD_SIZE": info.value_size,
-        "PREVIOUS_LOAD_ENTRIES": info.max_entries,
-        "PREVIOUS_LOAD_OPEN": offsets["open"],
-    }
-
-
-def _same_map(one: Path, other: Path) -> bool:
-    ids = []
-    for path in (one, other):
-        if not path.exists():
-            return False
-        opened = bpf.Map.open(path, read_only=True)
-        ids.append(opened.info.id)
-        opened.close()
-    return ids[0] == ids[1]
-
-
-def _point_link(path: Path, program: int, cgroup: int, attach_type: int) -> bool:
-    """True if something was created or flipped."""
-    wanted = os.fstat(cgroup).st_ino
-    try:
-        link = bpf.obj_get(path)
-    except FileNotFoundError:
-        link = -1
-    try:
-        if link >= 0 and bpf.link_cgroup(link) == wanted:
-            if bpf.link_program(link) == bpf.program_info(program).id:
-                return False
-            bpf.link_update(link, program)
-            return True
-        # No link, or one on another cgroup or on one that is gone: the new one first.
-        fresh = bpf.link_create(program, cgroup, attach_type)
-        try:
-            temporary = path.with_name(f"{path.name}_next")
-            temporary.unlink(missing_ok=True)
-            bpf.obj_pin(fresh, temporary)
-            temporary.rename(path)
-        finally:
-            os.close(fresh)
-        return True
-    finally:
-        if link >= 0:
-            os.close(link)
-
-
-def differences(spec: abi.MapSpec, path: Path, *, sizes: bool = True) -> list[str]:
-    """Every way in which a pinned map is not what the specification says. Without `sizes` it may
-    have another number of elements."""
-    opened = bpf.Map.open(path, read_only=True)
-    info = opened.info
-    opened.close()
-    found = [
-        f"{spec.name}: {what} {wanted}, pinned map has {actual}"
-        for what, wanted, actual in (
-            ("type", spec.type, info.type),
-            ("key size", spec.key_size, info.key_size),
-            ("value size", spec.value_size, info.value_size),
-            ("max entries", spec.entries if sizes else info.max_entries, info.max_entries),
-            ("flags", spec.flags, info.flags & ~bpf.BPF_F_RDONLY),
-        )
-        if wanted != actual
-    ]
-    if spec.value is None:
-        return found
-    if not info.btf_value_type_id:
-        return [*found, f"{spec.name}: no type information (BTF), so it is not Pointsman's"]
-    pinned = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id)
-    actual_fields = {member.name: member.offset for member in pinned}
-    wanted_fields = {field.name: field.offset for field in spec.value.fields}
-    for name in sorted(wanted_fields.keys() | actual_fields.keys()):
-        wanted_at, actual_at = wanted_fields.get(name), actual_fields.get(name)
-        if wanted_at != actual_at:
-            found.append(
-                f"{spec.name}: field {name} {_at(wanted_at)}, pinned map has it {_at(actual_at)}"
-            )
-    return found
-
-
-def _at(offset: int | None) -> str:
-    return "nowhere" if offset is None else f"at byte {offset}"

@@ -18,9 +18,9 @@ from pointsman import abi, bpf
 from pointsman.decisions import COUNTED, TRACE_LOST, Event, event_of
 from pointsman.errors import AlreadyRunning
 from pointsman.flows import SECOND
-from pointsman.maps import port_name_of, sums
 from pointsman.packetmaps import PacketMaps, now
 from pointsman.values import PortName
+from pointsman.view import port_name_of, sums
 
 #: Events are written for so long after the last renewal, in ns, and this often it is renewed.
 LEAD, RENEWAL = 2 * SECOND, SECOND // 2

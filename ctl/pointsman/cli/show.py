@@ -16,8 +16,8 @@ import click
 
 from pointsman import host
 from pointsman.errors import NotRoot, PointsmanError
-from pointsman.maps import View
 from pointsman.pins import Pins
+from pointsman.view import View
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _GAP = "   "

@@ -24,9 +24,9 @@ from pointsman.explainpackets import (
     PacketExplanation,
     explain_packet,
 )
-from pointsman.maps import View
 from pointsman.packetmaps import PacketMaps, now
 from pointsman.values import TCP, UDP, Entry, Frontend, endpoint_text, to_address
+from pointsman.view import View
 from tests.kernel.packets.node import ELSEWHERE, HERE, INGRESS, XDP, Choice, Node, entries
 from tests.kernel.packets.world import FAMILIES, Family, arriving
 from tests.support.packetlab import tuple_key
