@@ -52,6 +52,12 @@ def opened(generation: Generation, name: str) -> Iterator[bpf.Map]:
         yield found
 
 
+def start(node: AgentProcess, *options: str, source: Path | None = None) -> None:
+    """With time for a verifier on a busy machine."""
+    node.start(*options, source=source, wait=False)
+    until(node.attached, f"an attached agent; its log: {node.log.read_text()}", 240)
+
+
 def put_flow(node: AgentProcess, *, flags: int = ANSWERED, age: int = 0) -> None:
     """One of a client outside; `age` in seconds."""
     generation = Pins(node.root).current
@@ -116,14 +122,14 @@ def test_former_programs_go_on_where_new_ones_are_refused(
     node: AgentProcess, eth: str, changed_source: Callable[..., Path]
 ) -> None:
     """They serve, also devices that come; their flows are listed and swept; status says why."""
-    node.start("--devices", "pml*")
+    start(node, "--devices", "pml[01]")
     until(lambda: served(node, eth), f"a row of {eth}")
     put_flow(node)
     before, flows = links_of(node), map_id(node, "flows")
     node.stop()
 
     refused = changed_source(REFUSED)
-    node.start("--devices", "pml*", source=refused)
+    start(node, "--devices", "pml[01]", source=refused)
     until(lambda: served(node, eth), "the row again")
     assert links_of(node) == before, "nothing was flipped"
     assert generation_of(node).packets == generation_of(node).former
@@ -142,12 +148,12 @@ def test_former_programs_go_on_where_new_ones_are_refused(
     node.kill()
 
     # Twice is as once; then a version that the kernel takes.
-    node.start("--devices", "pml*", source=refused)
+    start(node, "--devices", "pml[01]", source=refused)
     until(lambda: served(node, eth), "the row once more")
     assert links_of(node) == before
     node.stop()
     newer = changed_source(NEWER)
-    node.start("--devices", "pml*", source=newer)
+    start(node, "--devices", "pml[01]", source=newer)
     until(lambda: links_of(node)[f"xdp_ingress-{eth}"] != before[f"xdp_ingress-{eth}"], "flips")
     assert generation_of(node).packets == generation_of(node)
     assert not generation_of(node).former.directory.exists()
@@ -158,11 +164,11 @@ def test_former_programs_go_on_where_new_ones_are_refused(
 def test_former_programs_whose_maps_are_others_do_not_go_on(
     node: AgentProcess, eth: str, changed_source: Callable[..., Path]
 ) -> None:
-    node.start("--devices", eth)
+    start(node, "--devices", eth)
     until(lambda: served(node, eth), f"a row of {eth}")
     node.stop()
     source = changed_source(REFUSED, LARGER)
-    node.start("--devices", eth, source=source)
+    start(node, "--devices", eth, source=source)
     status = node.status()
     assert status["sync"]["attached"]
     assert "slots is another map" in status["devices"]["error"]
@@ -179,13 +185,13 @@ def map_id(node: AgentProcess, name: str) -> int:
 
 
 def test_max_flows_may_change_and_no_connection_is_lost(node: AgentProcess, eth: str) -> None:
-    node.start("--devices", eth, "--max-flows", "4096")
+    start(node, "--devices", eth, "--max-flows", "4096")
     until(lambda: served(node, eth), f"a row of {eth}")
     put_flow(node)
     flows = map_id(node, "flows")
     node.stop()
 
-    node.start("--devices", eth, "--max-flows", "8192")
+    start(node, "--devices", eth, "--max-flows", "8192")
     until(lambda: served(node, eth), "the row again")
     assert map_id(node, "flows") == flows
     problems = [p for p in node.status()["problems"] if p["reason"] == "SizeKept"]
@@ -198,9 +204,9 @@ def test_max_flows_may_change_and_no_connection_is_lost(node: AgentProcess, eth:
     node.stop()
 
     # What the problem says.
-    node.start("--devices", "none", "--max-flows", "8192")
+    start(node, "--devices", "none", "--max-flows", "8192")
     node.stop()
-    node.start("--devices", eth, "--max-flows", "8192")
+    start(node, "--devices", eth, "--max-flows", "8192")
     until(lambda: served(node, eth), "the row of a new map")
     with opened(generation_of(node), "flows") as found:
         assert found.info.max_entries == 8192
@@ -209,12 +215,12 @@ def test_max_flows_may_change_and_no_connection_is_lost(node: AgentProcess, eth:
 
 def test_the_other_sizes_may_change(node: AgentProcess, eth: str) -> None:
     """Lookup maps start anew with the numbers of the old ones; flows stay."""
-    node.start("--devices", eth)
+    start(node, "--devices", eth)
     until(lambda: served(node, eth), f"a row of {eth}")
     flows, services = map_id(node, "flows"), map_id(node, "services")
     for option in ("services", "slots", "endpoints", "maglev-lines"):
         node.stop()
-        node.start("--devices", eth, f"--max-{option}", "40000")
+        start(node, "--devices", eth, f"--max-{option}", "40000")
         until(lambda: served(node, eth), f"the row with --max-{option}")
         assert map_id(node, "flows") == flows
     assert map_id(node, "services") != services
