@@ -21,6 +21,7 @@ from typing import Any
 
 from pointsman import abi, bpf
 from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SWEEP, Hook
+from pointsman.loading import PACKETS
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
@@ -60,7 +61,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         resource.setrlimit(
             resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         )
-    if request["module"] == "packet":
+    if request["module"] == PACKETS:
         text = abi.source(directory, packets=True)
         if not text:
             return {"kind": "NoCompiler", "error": f"{directory} has no packets.c"}

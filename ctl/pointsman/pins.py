@@ -303,7 +303,13 @@ class Pins:
                 return replace(loaded, packets_error=str(error))
             unfit = self._keep_former(generation, before, specs)
             first, *more = str(error).split("\n")
-            told = "\n".join([f"{first}; {unfit}" if unfit else first, *more])
+            if unfit:
+                first += f"; the former ones do not fit, for {unfit}"
+            if unfit and not loaded.rebuilt:
+                first += (
+                    ": what is attached goes on, but nobody sweeps its flows or follows devices"
+                )
+            told = "\n".join([first, *more])
             return replace(loaded, packets=not unfit, packets_error=told)
         # Its maps are this generation's, too, and its programs run until devices are flipped.
         self._drop_former(generation)
@@ -320,7 +326,7 @@ class Pins:
         for name, spec in specs.items():
             found += differences(spec, before.maps / name, sizes=False)
         if found:
-            return f"the former ones do not fit, for {', '.join(found)}"
+            return ", ".join(found)
         former = generation.former
         if before != former:
             shutil.rmtree(former.directory, ignore_errors=True)

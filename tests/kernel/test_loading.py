@@ -176,6 +176,19 @@ def test_former_programs_whose_maps_are_others_do_not_go_on(
     assert not links_of(node), "what nobody fills is detached"
 
 
+def test_flows_that_are_laid_out_otherwise_hinder_packets_alone(
+    root: Path, changed_source: Callable[..., Path]
+) -> None:
+    first = Pins(root, SMALL).load(packets=True)
+    other = changed_source(("abi.h", "struct flow {\n", "struct flow {\n\t__u64 reserved;\n"))
+    loaded = Pins(root, SMALL, other).load(packets=True)
+    assert (loaded.packets, loaded.rebuilt) == (False, ())
+    assert "flows: field seen at byte" in loaded.packets_error
+    assert "nobody sweeps its flows" in loaded.packets_error
+    assert (loaded.generation.programs / "connect4").exists()
+    assert first.generation.has_packets
+
+
 def map_id(node: AgentProcess, name: str) -> int:
     with opened(generation_of(node), name) as found:
         return found.info.id
@@ -218,11 +231,12 @@ def test_the_other_sizes_may_change(node: AgentProcess, eth: str) -> None:
     start(node, "--devices", eth)
     until(lambda: served(node, eth), f"a row of {eth}")
     flows, services = map_id(node, "flows"), map_id(node, "services")
-    for option in ("services", "slots", "endpoints", "maglev-lines"):
-        node.stop()
-        start(node, "--devices", eth, f"--max-{option}", "40000")
-        until(lambda: served(node, eth), f"the row with --max-{option}")
-        assert map_id(node, "flows") == flows
+    node.stop()
+    names = ("services", "slots", "endpoints", "maglev-lines")
+    larger = [text for name in names for text in (f"--max-{name}", "40000")]
+    start(node, "--devices", eth, *larger)
+    until(lambda: served(node, eth), "the row again")
+    assert map_id(node, "flows") == flows
     assert map_id(node, "services") != services
     assert devices_of(node)[eth]["xdp"] == "native"
 
