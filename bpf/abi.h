@@ -379,7 +379,8 @@ enum verdict {
 	FRAGMENT_UNKNOWN = 24, /* a later fragment before its first, which can't be held: left to the stack */
 	FRAGMENT_HELD = 25, /* a later fragment is kept until its first comes */
 	FRAGMENT_RELEASED = 26, /* a first fragment has come, of which later ones are held */
-	VERDICTS = 27,
+	TRACE_LOST = 27, /* an event found no room in `trace` */
+	VERDICTS = 28,
 };
 
 enum hook {

@@ -413,7 +413,6 @@ _libbpf.ring_buffer__new.restype = ctypes.c_void_p
 _libbpf.ring_buffer__new.argtypes = [ctypes.c_int, _Sample, ctypes.c_void_p, ctypes.c_void_p]
 for _name in ("ring_buffer__consume", "ring_buffer__epoll_fd", "ring_buffer__free"):
     _libbpf[_name].argtypes = [ctypes.c_void_p]
-_RINGBUF_HEADER = 8  # struct bpf_ringbuf_hdr before each record; both are padded to 8 bytes
 
 
 class RingBuffer:
@@ -426,7 +425,6 @@ class RingBuffer:
     def __init__(self, source: Map, *, most: int = 1024) -> None:
         """`most`: records of one `read`."""
         self._most = most
-        self._size = source.info.max_entries
         self._records: list[bytes] = []
         self._sample = _Sample(self._take)  # must live as long as libbpf calls it
         # The positions of reader and writer, a page each, as 64-bit numbers.
@@ -449,10 +447,6 @@ class RingBuffer:
         reader = int(struct.unpack_from("=Q", self._positions)[0])
         writer = int(struct.unpack_from("=Q", self._positions, mmap.PAGESIZE)[0])
         return writer - reader
-
-    def full(self, size: int) -> bool:
-        """Whether there is no room for a record of so many bytes: a program loses it now."""
-        return self._size - self.pending() < -(-size // 8) * 8 + _RINGBUF_HEADER
 
     def read(self, seconds: float) -> list[bytes]:
         """The next records; waits for the first. Records outlive the reader before this one."""

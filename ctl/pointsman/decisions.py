@@ -17,6 +17,8 @@ _HOOKS = {
 #: enum verdict in lower case to its index in packet_counters. What passes is not counted.
 COUNTED = {name: number for number, name in _NAMES.items() if name != "packet_passed"}
 _DROP = "drop_"
+#: Events that `trace` has no room for.
+TRACE_LOST = "trace_lost"
 #: Reasons to sweep at once: there is no room, for flows or of ports.
 NO_ROOM = ("flow_unpromoted", "drop_no_room", "drop_no_port")
 
@@ -24,7 +26,6 @@ _event = abi.layouts()["event"]
 _read_event = _event.reader(
     "time", "before", "after", "ifindex", "length", "owner", "verdict", "hook"
 )
-EVENT_SIZE = _event.size
 
 
 def verdict_name(number: int) -> str:

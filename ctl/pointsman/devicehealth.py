@@ -17,6 +17,7 @@ def device_report(told: Mapping[str, Any] | None, links: Iterable[DeviceLink]) -
     return {
         "wanted": bool(told.get("wanted")),
         "error": told.get("error") or "",
+        "former": bool(told.get("former")),
         "items": [{name: row.get(name) for name in _COLUMNS} for row in told.get("items") or ()],
         "links": [
             {
@@ -35,7 +36,7 @@ def device_report(told: Mapping[str, Any] | None, links: Iterable[DeviceLink]) -
 def device_reasons(report: Report) -> list[str]:
     """Why this node does not serve what it was asked to. What is served by one program of two, or
     more slowly, is no reason: problems tell of it."""
-    if report["error"]:
+    if report["error"] and not report["former"]:
         return [f"packets from outside are not served: {report['error']}"]
     return [
         f"device {row['name']} is not served: {'; '.join(row['problems'] or ()) or 'not known why'}"
@@ -43,3 +44,10 @@ def device_reasons(report: Report) -> list[str]:
         # A pattern may be meant for what is to come.
         if not row["served"] and not set(row["name"]) & set("*?[")
     ]
+
+
+def device_warnings(report: Report) -> list[str]:
+    """What serves packets is not what should."""
+    if not report["former"]:
+        return []
+    return [f"programs of a former version serve packets from outside: {report['error']}"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pointsman import abi, dumppackets
+from pointsman.affinityrows import client_name, decode_affinity
 from pointsman.inspect import (
     PLACES,
     RETIRED,
@@ -20,8 +21,6 @@ from pointsman.inspect import (
     Reader,
     algorithm_name,
     cidr_text,
-    client_name,
-    decode_affinity,
     empty_name,
     flag_names,
     held,

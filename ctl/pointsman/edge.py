@@ -12,7 +12,8 @@ from pointsman.devices import Packets, Surrounding
 from pointsman.devicewatch import DevicesNow, DeviceWatch
 from pointsman.errors import PointsmanError
 from pointsman.events import Problem
-from pointsman.pins import Loaded, Pins
+from pointsman.generations import Loaded
+from pointsman.pins import Pins
 from pointsman.settings import Settings
 from pointsman.sweep import Sweeper
 
@@ -28,8 +29,8 @@ class Edge:
         self._settings = settings
         self._watch = DeviceWatch(settings.packets, settings.bpffs, put)
         self._now = DevicesNow()
-        self._error = ""
         self._left: tuple[Problem, ...] = ()  # what runs still, and should not
+        self._loaded: Loaded | None = None
         self._sweeper: Sweeper | None = None
         self._begun = threading.Event()
         self._stopped = False
@@ -61,13 +62,14 @@ class Edge:
 
     def begin(self, loaded: Loaded) -> None:
         """The maps are filled, sockets are served: now devices, or nothing on them any more."""
+        self._loaded = loaded
         if loaded.packets:
-            programs, maps = loaded.generation.programs, loaded.generation.maps
+            packets = loaded.generation.packets
+            programs, maps = packets.programs, packets.maps
             self._sweeper = Sweeper(maps, programs)
             self._watch.begin(programs, maps)
             self._begun.set()
             return
-        self._error = loaded.packets_error
         # What an agent before attached reads the same maps, unless they have another layout now.
         if not self._wanted or loaded.rebuilt:
             try:
@@ -87,29 +89,61 @@ class Edge:
         self._now = now
 
     @property
+    def _error(self) -> str:
+        """Why the programs of this version are not there, in a line."""
+        return self._loaded.packets_error.partition("\n")[0] if self._loaded else ""
+
+    @property
+    def _former(self) -> bool:
+        """Whether those of a version before serve packets instead."""
+        return bool(self._error and self._loaded and self._loaded.packets)
+
+    @property
     def problems(self) -> tuple[Problem, ...]:
-        if not self._error:
-            return *self._left, *self._now.problems
-        return (
-            *self._left,
-            Problem(
-                "packets from outside are not served, their programs can't be loaded: "
-                + self._error.partition("\n")[0],
-                "see the agent's log; --devices none if nobody comes from outside",
-                reason="DeviceNotServed",
-            ),
-        )
+        found = [*self._left, *self._now.problems]
+        if self._former:
+            found.append(
+                Problem(
+                    f"programs of a former version serve packets from outside: {self._error}",
+                    "see the agent's log; a start tries again",
+                    severity="warning",
+                    reason="FormerPrograms",
+                )
+            )
+        elif self._error:
+            found.append(
+                Problem(
+                    "packets from outside are not served: " + self._error,
+                    "see the agent's log; --devices none if nobody comes from outside",
+                    reason="DeviceNotServed",
+                )
+            )
+        if self._loaded and (kept := self._loaded.flows_kept):
+            found.append(_flows_kept(*kept))
+        return tuple(found)
 
     def sweeping(self) -> dict[str, Any] | None:
         """What was swept, and what there is; None without programs for packets."""
-        return self._sweeper.status() if self._sweeper else None
+        return {**self._sweeper.status(), "former": self._former} if self._sweeper else None
 
     def status(self) -> dict[str, Any]:
         return {
             "packets": self.sweeping(),
             "devices": {
                 "wanted": self._wanted,
-                "error": self._error.partition("\n")[0],
+                "error": self._error,
+                "former": self._former,
                 "items": list(self._now.rows),
             },
         }
+
+
+def _flows_kept(wanted: int, kept: int) -> Problem:
+    return Problem(
+        f"--max-flows {wanted} is not in force: the map of flows keeps its {kept} entries as long "
+        "as devices are served, for open connections stand in it",
+        "where these may end, start the agent once with --devices none, or stop it and run "
+        "'pointsman unload'; the start after that has the new size",
+        severity="warning",
+        reason="SizeKept",
+    )

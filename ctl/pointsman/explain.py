@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pointsman import abi
+from pointsman.affinityrows import decode_affinity
 from pointsman.inspect import (
     LOOPBACK,
     NODE,
@@ -17,7 +18,6 @@ from pointsman.inspect import (
     Reader,
     algorithm_name,
     cidr_text,
-    decode_affinity,
     empty_name,
     flags_text,
 )

@@ -10,7 +10,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pointsman import abi
-from pointsman.flows import SECOND, Flow, Tuple, half_of, is_dsr, pack_tuple, ports_of, tuple_of
+from pointsman.flows import (
+    FIN,
+    RST,
+    SECOND,
+    Flow,
+    Tuple,
+    half_of,
+    is_dsr,
+    pack_tuple,
+    ports_of,
+    timeout,
+    timeouts_of,
+    tuple_of,
+)
 from pointsman.inspect import NODE, UNKNOWN, Reader, empty_name
 from pointsman.maglev import PER_LINE, flow_hash
 from pointsman.marks import fold
@@ -18,6 +31,7 @@ from pointsman.plan import Element, Slot
 from pointsman.values import (
     ANY_IPV4,
     ANY_IPV6,
+    TCP,
     Address,
     Frontend,
     endpoint_text,
@@ -34,7 +48,6 @@ _LOCAL = _constants["PACKETS_LOCAL"]
 _RANGES = _constants["PACKETS_RANGES"]
 _NODE_PORT = _constants["SERVICE_NODE_PORT"]
 _HERE, _ELSEWHERE = _constants["SLOT_HERE"], _constants["SLOT_ELSEWHERE"]
-_RETIRED = _constants["GENERATION_RETIRED"]
 _read_affinity = abi.layouts()["affinity"].reader("seen", "addr", "port")
 _WHERE = {_HERE: "on this node", _ELSEWHERE: "on another node"}
 
@@ -85,7 +98,8 @@ class PacketEndpoint:
 class PacketExplanation:
     """`result` and `why` are a sentence each, `steps` what the programs look at, in that order.
     `endpoint` is the one that the packet goes to, "" if that is not known or it goes nowhere;
-    `counter` of packet_counters that a drop counts in."""
+    `remembered` the one of its flow, "" if it is of none or chosen for anew: all else is said of a
+    flow that begins. `counter` of packet_counters that a drop counts in."""
 
     destination: str
     client: str
@@ -94,6 +108,7 @@ class PacketExplanation:
     why: str
     counter: str
     endpoint: str
+    remembered: str
     service: str
     frontend_id: int | None
     endpoints: tuple[PacketEndpoint, ...]
@@ -119,21 +134,38 @@ def parse_client(text: str) -> Client:
 
 
 def explain_packet(
-    reader: Reader, packets: Packets, destination: Frontend, client: Client, now: int
+    reader: Reader,
+    packets: Packets,
+    destination: Frontend,
+    client: Client,
+    now: int,
+    *,
+    begins: bool = True,
 ) -> PacketExplanation:
-    """Follows `find_outside`, `is_welcome` and `choose_for_packet` of bpf/select.h. `now` is
-    CLOCK_MONOTONIC in ns. Raises ValueError if client and destination are of different families."""
+    """Follows `flow_of` and `begin` of bpf/packets.c, at a device that leads out. `now` is
+    CLOCK_MONOTONIC in ns; `begins`: the packet is a SYN or a datagram, not one of an open
+    connection. Raises ValueError if client and destination are of different families."""
     if is_ipv4(client.address) != is_ipv4(destination.address):
         raise ValueError(f"{client} and {destination} are not of one family")
-    return _Walk(reader, packets, destination, client, now).explain()
+    begins = begins or destination.protocol != TCP
+    return _Walk(reader, packets, destination, client, now, begins).explain()
 
 
 class _Walk:
     def __init__(
-        self, reader: Reader, packets: Packets, to: Frontend, client: Client, now: int
+        self,
+        reader: Reader,
+        packets: Packets,
+        to: Frontend,
+        client: Client,
+        now: int,
+        begins: bool,
     ) -> None:
         self._reader, self._packets = reader, packets
         self._to, self._client, self._now = to, client, now
+        self._begins = begins
+        self._dsr = is_dsr(packets.settings())
+        self._remembered = ""
         self._steps: list[str] = []
         self._notes: list[str] = []
         self._owner = UNKNOWN
@@ -146,6 +178,8 @@ class _Walk:
         if isinstance(found, PacketExplanation):
             return found
         ident, element = found
+        if not self._begins and not (self._dsr and element.outside.count):
+            return self._began_elsewhere()
         if element.packets & _RANGES:
             welcome = self._packets.admits(ident, self._client.address)
             self._steps.append(
@@ -159,8 +193,8 @@ class _Walk:
     # -- flow ------------------------------------------------------------------------------------
 
     def _follow_flow(self) -> None:
-        """What a packet of a flow that is remembered meets. A new flow is explained all the same:
-        that is what this is asked for."""
+        """What a packet of a flow that is remembered meets, as `flow_of`. A new flow is explained
+        all the same: that is what this is asked for."""
         if self._client.port is None:
             self._notes.append(
                 "without the client's port it can't be said which flow is meant, nor which entry "
@@ -170,26 +204,47 @@ class _Walk:
         value = self._packets.find(self._key)
         if value is None:
             self._steps.append("flows: none of this client's address and port")
+            if self._begins and self._to.protocol == TCP and not self._dsr:
+                self._notes.append(
+                    "a connection of it that is open already began elsewhere: its packets are left "
+                    "to this node as they are"
+                )
             return
         half = half_of(value)
-        mate = self._packets.find(half.other)
-        flow = Flow(
-            tuple_of(self._key), tuple_of(half.other), half, half_of(mate) if mate else None
-        )
+        found = self._packets.find(half.other)
+        mate = half_of(found) if found else None
+        if mate and mate.other != self._key:
+            mate = None  # of another flow, which has the port now
+        flow = Flow(tuple_of(self._key), tuple_of(half.other), half, mate)
         endpoint = endpoint_text(flow.reply.source, flow.reply.source_port)
         idle = max(self._now - flow.seen, 0) // SECOND
         self._steps.append(f"flows: {flow.state}, {flow.path}, to {endpoint}, idle for {idle} s")
-        generation, _ = self._reader.load(half.endpoint)
-        if generation != half.generation or generation & _RETIRED:
+        left = not half.generation or self._reader.load(half.endpoint)[0] != half.generation
+        if not self._moves(flow, left=left):
+            self._remembered = endpoint
+        if left:
             self._notes.append(
                 f"a flow of this client to {endpoint} is remembered, but that endpoint has left: "
                 "a connection goes on while the endpoint answers, a new one or a datagram moves"
+            )
+        elif not self._remembered:
+            self._notes.append(
+                f"a flow of this client to {endpoint} is remembered, but is being closed, or was "
+                "silent for too long: a new connection takes its place"
             )
         else:
             self._notes.append(
                 f"a flow of this client to {endpoint} is remembered: its packets go there, until "
                 "it is closed or expires; what is said here is for a flow that begins"
             )
+
+    def _moves(self, flow: Flow, *, left: bool) -> bool:
+        """Whether the packet is chosen for anew."""
+        if self._to.protocol != TCP:
+            return left
+        patience = timeout(timeouts_of(self._packets.settings()), TCP, flow.state) * SECOND
+        replaceable = bool(flow.flags & (FIN | RST)) or self._now - flow.seen > patience
+        return self._begins and (left or replaceable)
 
     # -- frontend --------------------------------------------------------------------------------
 
@@ -245,6 +300,8 @@ class _Walk:
             for i, slot in enumerate(slots)
         )
         slot, because = self._slot(element, slots)
+        if not self._begins and slot and (local or not slot.place & _ELSEWHERE):
+            return self._began_elsewhere()
         why = f"{self._to} is {self._owner}, {because}"
         if slot is None:
             result = f"a new flow gets one of {count} endpoints"
@@ -319,12 +376,15 @@ class _Walk:
             return "on this node: it sees the client's address"
         if local:
             return "and sees the client's address"
-        if is_dsr(self._packets.settings()):
+        if self._dsr and slot.place & _ELSEWHERE:
             return f"{_where(slot)}: in an IPIP tunnel, it answers the client directly"
         first, last = ports_of(self._packets.settings())
         return f"{_where(slot)}: it sees this node's address, with a port of {first} to {last}"
 
     # -- ends ------------------------------------------------------------------------------------
+
+    def _began_elsewhere(self) -> PacketExplanation:
+        return self._pass("the connection is not remembered: it began before, or at another node")
 
     def _pass(self, why: str) -> PacketExplanation:
         return self._end(PASSED, "left to this node as it is", why)
@@ -347,6 +407,7 @@ class _Walk:
             why=why,
             counter=counter,
             endpoint=endpoint,
+            remembered=self._remembered,
             service=str(self._owner) if self._owner != UNKNOWN else "",
             frontend_id=self._ident,
             endpoints=endpoints,

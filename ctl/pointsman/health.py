@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pointsman.devicehealth import device_reasons, device_report
+from pointsman.devicehealth import device_reasons, device_report, device_warnings
 from pointsman.dump import MapRow
 from pointsman.hooks import DeviceLink, Link
 from pointsman.inspect import camel, plain
@@ -56,6 +56,7 @@ def report(seen: Observation) -> Report:
         "reasons": reasons,
         "warnings": [
             *(note for note in (kernel_sockets_note(seen.kernel), _away(_source(seen))) if note),
+            *device_warnings(devices),
             *warnings(of_packets),
         ],
         "agent": agent,

@@ -1,4 +1,5 @@
-"""The short-lived process that compiles, passes the verifier, pins, prints one line and exits.
+"""The short-lived process that compiles one module, passes the verifier, pins, prints one line and
+exits.
 
 bcc brings LLVM, over 100 MB of it: no other process of Pointsman imports it. Run as
 `python -m pointsman.loader`, with a `Request` as JSON on standard input; prints a `Reply`.
@@ -20,6 +21,7 @@ from typing import Any
 
 from pointsman import abi, bpf
 from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SWEEP, Hook
+from pointsman.loading import PACKETS
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
@@ -42,7 +44,8 @@ def _pin_program(loaded: Any, hook: Hook, directory: Path) -> None:
 
 
 def load(request: dict[str, Any]) -> dict[str, Any]:
-    """Compiles and pins. The reply has `features`, or `error` and `kind` (an exception's name)."""
+    """Compiles and pins a module. The reply has `features`, or `error` and `kind` (the name of an
+    exception)."""
     directory = Path(request["source"])
     os.environ["BCC_KERNEL_SOURCE"] = str(directory)
     try:
@@ -58,16 +61,13 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         resource.setrlimit(
             resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         )
-    reply: dict[str, Any] = {}
-    if "sockets" in request["modules"]:
-        wanted = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
-        reply = _module(bcc, abi.source(directory), request, FEATURES, wanted)
-    if "packets" in request["modules"] and "error" not in reply:
+    if request["module"] == PACKETS:
         text = abi.source(directory, packets=True)
-        done = _module(bcc, text, request, (("HAVE_PACKETS",),), [*DEVICE_HOOKS, SWEEP])
-        # What they can't do keeps no socket from being served.
-        reply |= {"packets": done} if "error" in done else {}
-    return reply
+        if not text:
+            return {"kind": "NoCompiler", "error": f"{directory} has no packets.c"}
+        return _module(bcc, text, request, (("HAVE_PACKETS",),), [*DEVICE_HOOKS, SWEEP])
+    wanted = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
+    return _module(bcc, abi.source(directory), request, FEATURES, wanted)
 
 
 def _module(
@@ -78,8 +78,6 @@ def _module(
     hooks: list[Hook],
 ) -> dict[str, Any]:
     """One compilation, with the first set of features that the kernel takes. The reply as above."""
-    if not text:
-        return {"kind": "NoCompiler", "error": f"{request['source']} has no packets.c"}
     failure = ""
     for features in variants:
         try:

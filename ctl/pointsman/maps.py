@@ -1,4 +1,4 @@
-"""The pinned maps: read whole, written by plans, waited for. Nothing here knows Kubernetes.
+"""The pinned maps: written by plans, waited for, taken over. Nothing here knows Kubernetes.
 
 `Datapath` is the seam where tests enter; `Maps` is the real thing.
 """
@@ -6,49 +6,29 @@
 from __future__ import annotations
 
 import os
-import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pointsman import abi, bpf, btf, maglev
-from pointsman.decisions import COUNTED
-from pointsman.errors import LayoutMismatch, NotLoaded
-from pointsman.marks import bit_of
-from pointsman.plan import Config, Element, Limits, Plan, Run, Slot, Snapshot, pack_frontend
+from pointsman import abi, bpf, maglev
+from pointsman.plan import Config, Limits, Plan, Snapshot, pack_frontend
 from pointsman.planner import Planner
-from pointsman.ranges import Source, pack, unpack
-from pointsman.values import Address, Backend, Frontend, PortName
+from pointsman.ranges import Source, pack
+from pointsman.values import Address, Frontend, PortName
+from pointsman.view import SETTINGS, View, read_settings
 
 _layouts = abi.layouts()
 _service = _layouts["service"]
-_SERVICE_FIELDS = ("set", "owner", "algorithm", "flags", "affinity", "key")
-#: What maps of a version without programs for packets do not have.
-_PACKET_FIELDS = ("packets", "outside", "table")
-_SLOT_FIELDS = ("addr", "port", "endpoint", "generation", "owner", "flags")
-_read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
 _pack_name = _layouts["name"].packer("namespace", "service", "port")
-_read_name = _layouts["name"].reader("namespace", "service", "port")
 _pack_correction = _layouts["correction"].packer("endpoint", "generation")
-_SETTINGS = ("host_netns", "skipped", "cidrs", "cidr")
-_pack_settings = _layouts["settings"].packer(*_SETTINGS)
-_read_settings = _layouts["settings"].reader(*_SETTINGS)
+_pack_settings = _layouts["settings"].packer(*SETTINGS)
 _SET = _service.field("set").offset
 _OUTSIDE, _TABLE = _service.field("outside").offset, _service.field("table").offset
 _CONFIG = _service.field("owner").offset
-#: The struct of each array's elements, and the field that is read for all elements at once.
-_VALUES = {"services": "service", "slots": "slot", "load": "load"}
-_COLUMNS = {"services": "owner", "slots": "owner", "load": "generation"}
 _config = struct.Struct("=IBBH")  # owner, algorithm, flags, packets: one 64-bit store
 _u32 = struct.Struct("=I")
 _u64 = struct.Struct("=Q")
-#: Index into `counters` by name.
-COUNTERS = {
-    name.removeprefix("COUNTER_").lower(): index
-    for name, index in abi.constants().items()
-    if name.startswith("COUNTER_")
-}
 _CORRECTIONS = 256  # MAX_CORRECTIONS of bpf/correct.c
 _MINIMUM_PACKET = 64  # an XDP test run wants at least an Ethernet header
 
@@ -141,282 +121,6 @@ def take_over(
     whether there are programs for packets."""
     maps.wait_for_readers()
     return Planner(maps.limits, maps.snapshot(), inherited, packets=packets)
-
-
-def sums(counters: bpf.Map, names: Mapping[str, int]) -> dict[str, int]:
-    """The elements of a per-CPU array at these indexes, each summed over all CPUs."""
-    size = 8 * bpf.possible_cpus()
-    return {
-        name: sum(n for (n,) in _u64.iter_unpack(counters.lookup(_u32.pack(index), size) or b""))
-        for name, index in names.items()
-    }
-
-
-def frontend_of(key: bytes) -> Frontend:
-    address, port, protocol = _read_key(key)
-    return Frontend(address, socket.ntohs(port), protocol)
-
-
-def port_name_of(value: bytes) -> PortName:
-    return PortName(*(part.rstrip(b"\0").decode() for part in _read_name(value)))
-
-
-class View:
-    """The maps of one generation, opened read-only: all that the reading commands need."""
-
-    read_only = True
-    _services: bpf.Copy | bpf.Array
-    _slots: bpf.Copy | bpf.Array
-    _load: bpf.Copy | bpf.Array
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._maps: dict[str, bpf.Map] = {}
-        try:
-            self._open()
-            self._owner_at, self._read_service = self._reader("services", *_SERVICE_FIELDS)
-            self._read_packets = self._packet_reader()
-            _, self._read_slot = self._reader("slots", *_SLOT_FIELDS)
-            self._generation_at, self._read_load = self._reader("load", "generation", "open")
-        except FileNotFoundError:
-            raise NotLoaded(
-                f"no maps under {directory}; run 'pointsman up', or 'pointsman load' first"
-            ) from None
-
-    def _open(self) -> None:
-        self._services = bpf.Copy(self.map("services"))
-        self._slots = bpf.Copy(self.map("slots"))
-        self._load = bpf.Copy(self.map("load"))
-
-    def _reader(self, name: str, *fields: str) -> tuple[int, Callable[..., tuple[Any, ...]]]:
-        """A decoder of these fields as this very map has them (an older version may have pinned
-        it), and the offset of the field in _COLUMNS."""
-        info = self.map(name).info
-        layout = _layouts[_VALUES[name]]
-        if info.btf_value_type_id:
-            members = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id)
-            layout = layout.moved(dict(members), info.value_size)
-        try:
-            return layout.field(_COLUMNS[name]).offset, layout.reader(*fields)
-        except KeyError as error:
-            raise LayoutMismatch(
-                f"{self.directory / name}: the pinned map has no field {error}; "
-                "run 'pointsman unload'"
-            ) from None
-
-    def _packet_reader(self) -> Callable[..., tuple[Any, ...]]:
-        try:
-            return self._reader("services", *_PACKET_FIELDS)[1]
-        except LayoutMismatch:
-            return lambda _memory, _at: (0, 0, 0)
-
-    def map(self, name: str) -> bpf.Map:
-        """One of the maps, by the name it has in bpf/maps.h. Raises FileNotFoundError."""
-        if name not in self._maps:
-            self._maps[name] = bpf.Map.open(self.directory / name, read_only=self.read_only)
-        return self._maps[name]
-
-    @property
-    def names_of_maps(self) -> list[str]:
-        return sorted(path.name for path in self.directory.iterdir())
-
-    @property
-    def mapped_bytes(self) -> int:
-        """Memory of the arrays; mapped, it counts as resident although no page was touched."""
-        return sum(len(a.memory) for a in (self._services, self._slots, self._load))
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(
-            self._services.entries,
-            self._slots.entries,
-            self._load.entries,
-            self.map("marks").info.max_entries,
-            self.map("maglev").info.max_entries,
-            self.map("source_ranges").info.max_entries,
-        )
-
-    def close(self) -> None:
-        for array in (self._services, self._slots, self._load):
-            array.close()
-        for opened in self._maps.values():
-            opened.close()
-
-    # -- elements ----------------------------------------------------------------------------
-
-    def frontends(self) -> dict[Frontend, int]:
-        """Every frontend with its service id."""
-        return {
-            frontend_of(key): _u32.unpack(value)[0] for key, value in self.map("frontends").items()
-        }
-
-    def find(self, frontend: Frontend) -> int | None:
-        """The service id of exactly this key."""
-        value = self.map("frontends").lookup(pack_frontend(frontend))
-        return None if value is None else int(_u32.unpack(value)[0])
-
-    def names(self) -> dict[int, PortName]:
-        return {
-            _u32.unpack(key)[0]: port_name_of(value) for key, value in self.map("names").items()
-        }
-
-    def service(self, ident: int) -> Element:
-        """One element. Raises IndexError for an id outside of the map."""
-        if not 0 <= ident < self._services.entries:
-            raise IndexError(ident)
-        at = ident * self._services.stride
-        memory = self._services.memory
-        value, owner, algorithm, flags, affinity, key = self._read_service(memory, at)
-        packets, outside, table = self._read_packets(memory, at)
-        return Element(
-            frontend_of(key),
-            owner,
-            value & 0xFFFFFFFF,
-            value >> 32,
-            algorithm,
-            affinity,
-            flags,
-            packets,
-            Run.of(outside),
-            Run.of(table),
-        )
-
-    def slots(self, first: int, count: int) -> tuple[Slot, ...]:
-        """The slots of a set; those outside of the map are left out."""
-        memory, stride = self._slots.memory, self._slots.stride
-        end = min(first + count, self._slots.entries)
-        read, ntohs = self._read_slot, socket.ntohs
-        return tuple(
-            Slot((address, ntohs(port)), endpoint, generation, owner, place)
-            for address, port, endpoint, generation, owner, place in (
-                read(memory, i * stride) for i in range(first, end)
-            )
-        )
-
-    def load(self, endpoint: int) -> tuple[int, int]:
-        """(generation, open connections) of an endpoint id."""
-        if not 0 <= endpoint < self._load.entries:
-            return 0, 0
-        generation, opened = self._read_load(self._load.memory, endpoint * self._load.stride)
-        # Signed while an upgrade merges two maps: what is below zero is not yet merged.
-        return generation, opened if opened < 1 << 31 else 0
-
-    def counters(self) -> dict[str, int]:
-        """Events since load by name (COUNTER_… of abi.h), summed over all CPUs."""
-        return sums(self.map("counters"), COUNTERS)
-
-    def packet_counters(self) -> dict[str, int]:
-        """What the packet programs decided since load, by name (decisions.COUNTED). Raises
-        FileNotFoundError where there are none."""
-        return sums(self.map("packet_counters"), COUNTED)
-
-    def marks(self) -> dict[int, int]:
-        """The words that are not 0, by index. None in maps of a version that had no marks."""
-        try:
-            words = bpf.Copy(self.map("marks"))
-        except FileNotFoundError:
-            return {}
-        try:
-            return {i: word for i, (word,) in enumerate(_u64.iter_unpack(words.memory)) if word}
-        finally:
-            words.close()
-
-    def marked(self, address: Address) -> bool:
-        """Whether the programs look for frontends of this address at all."""
-        try:
-            marks = self.map("marks")
-        except FileNotFoundError:
-            return True  # programs of a version that had no marks
-        bit = bit_of(address, marks.info.max_entries)
-        word = _u64.unpack(marks.lookup(_u32.pack(bit >> 6)) or bytes(8))[0]
-        return bool(word >> (bit & 63) & 1)
-
-    def settings(self) -> dict[str, Any]:
-        """`host_netns` (cookie), `skipped` (namespaces), `cidrs` as (address, mask) pairs."""
-        raw = _layouts["settings"].decode(self.map("settings").lookup(_u32.pack(0)) or b"")
-        cidrs = raw["cidr"][: raw["cidrs"]]
-        return {
-            "host_netns": raw["host_netns"],
-            "skipped": raw["skipped"],
-            "cidrs": tuple((cidr["addr"], cidr["mask"]) for cidr in cidrs),
-        }
-
-    def snapshot(self) -> Snapshot:
-        """Everything at once, for a new agent to take over."""
-        frontends = self.frontends()
-        services = {
-            i: element
-            for i in {*frontends.values(), *self._owned()}
-            if i < self._services.entries and (element := self.service(i)).owner
-        }
-        slots: dict[tuple[int, int], tuple[tuple[Backend, int, int], ...]] = {}
-        places: dict[tuple[int, int], tuple[int, ...]] = {}
-        for run in {(e.first, e.count) for e in services.values()}.union(
-            e.outside for e in services.values()
-        ):
-            if run[1]:
-                found = self.slots(*run)
-                slots[run] = tuple((s.backend, s.endpoint, s.generation) for s in found)
-                if any(slot.place for slot in found):
-                    places[run] = tuple(slot.place for slot in found)
-        tables = {e.table for e in services.values() if e.table.count}
-        return Snapshot(
-            frontends,
-            services,
-            self.names(),
-            slots,
-            self.generations(),
-            self.marks(),
-            places,
-            {run: self.stamp(run) for run in tables},
-            self.ranges(),
-        )
-
-    def stamp(self, table: Run) -> bytes:
-        """What stands at the end of a Maglev table; b"" if that is outside of the map."""
-        last = table.first + maglev.lines_of(table.count) - 1
-        return (self.map("maglev").lookup(_u32.pack(last)) or b"")[-maglev.STAMP :]
-
-    def ranges(self) -> dict[int, frozenset[Source]]:
-        """The ranges of clients by service id. None in maps of a version that had none."""
-        found: dict[int, set[Source]] = {}
-        try:
-            keys = [key for key, _ in self.map("source_ranges").items()]
-        except FileNotFoundError:
-            keys = []
-        for service, source in map(unpack, keys):
-            found.setdefault(service, set()).add(source)
-        return {service: frozenset(sources) for service, sources in found.items()}
-
-    def items(self, name: str) -> Iterator[tuple[bytes, bytes]]:
-        """Every raw key and value of one map (not of per-CPU maps)."""
-        return self.map(name).items()
-
-    def owned(self) -> list[int]:
-        """The ids of all services in use, also of those that no frontend leads to."""
-        return list(self._owned())
-
-    def _owned(self) -> Iterable[int]:
-        """The ids of all elements in use."""
-        stride, memory = self._services.stride, self._services.memory
-        # One pass over the owner column without touching Python objects for empty elements.
-        owners = memoryview(memory)[: stride * self._services.entries].cast("I")
-        step, offset = stride // 4, self._owner_at // 4
-        column = owners[offset::step]
-        found = [i for i, owner in enumerate(column.tolist()) if owner]
-        for view in (column, owners):
-            view.release()
-        return found
-
-    def generations(self) -> Mapping[int, int]:
-        """The generation of every endpoint id that was ever used."""
-        step = self._load.stride // 4
-        words = memoryview(self._load.memory)[: self._load.stride * self._load.entries].cast("I")
-        column = words[self._generation_at // 4 :: step]
-        found = {i: generation for i, generation in enumerate(column.tolist()) if generation}
-        for view in (column, words):
-            view.release()
-        return found
 
 
 class Maps(View):
@@ -524,7 +228,7 @@ class Maps(View):
     def _set(self, **fields: Any) -> None:
         """Writes these fields of the settings; the others stay."""
         raw = self.map("settings").lookup(_u32.pack(0)) or b""
-        values = dict(zip(_SETTINGS, _read_settings(raw), strict=True))
+        values = dict(zip(SETTINGS, read_settings(raw), strict=True))
         self.map("settings").update(_u32.pack(0), _pack_settings(*{**values, **fields}.values()))
 
     def switch(self, service: int, value: int) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from pointsman import dump, host, state
 from pointsman.errors import NotLoaded
+from pointsman.generations import Generation
 from pointsman.health import Observation
-from pointsman.maps import View
 from pointsman.packethealth import PacketsSeen
 from pointsman.packetmaps import PacketMaps
-from pointsman.pins import Generation, Pins
+from pointsman.pins import Pins
+from pointsman.view import View
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def observe(bpffs: Path, run_dir: Path, now: float) -> Observation:
     """Raises NotLoaded when nothing is pinned under `bpffs`."""
     pins = Pins(bpffs)
     generation = pins.require_current()
-    view = View(generation.maps)
+    view = View(generation.maps, generation.packets.maps)
     try:
         links = tuple(pins.links())
         status = read_status(run_dir)
@@ -51,7 +52,7 @@ def observe(bpffs: Path, run_dir: Path, now: float) -> Observation:
 def packets_seen(generation: Generation) -> PacketsSeen | None:
     """None where no packet programs are."""
     try:
-        maps = PacketMaps(generation.maps)
+        maps = PacketMaps(generation.packets.maps)
     except NotLoaded:
         return None
     try:

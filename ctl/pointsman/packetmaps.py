@@ -15,8 +15,8 @@ from pointsman.devices import Timeouts
 from pointsman.errors import NotLoaded
 from pointsman.flows import Filter, Flow, flows, is_dsr, ports_of, timeouts_of
 from pointsman.maglev import PER_LINE
-from pointsman.maps import sums
 from pointsman.values import Address
+from pointsman.view import sums
 
 _ZERO = bytes(4)
 _u32 = struct.Struct("=I")

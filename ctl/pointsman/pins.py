@@ -4,6 +4,8 @@
         g_<fingerprint>/          one generation: one source, one set of sizes, one kernel
             programs/<hook>
             maps/<name>           the same maps as before where their layout did not change
+            former/               programs/ and maps/ of a version before, which serve packets
+                                  where this version's programs for them can't be loaded
         current -> g_<fingerprint>
         links/<hook>              what runs; flipped one at a time, each atomically
 
@@ -20,18 +22,16 @@ import os
 import platform
 import shutil
 import stat
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from pointsman import abi, bpf, btf, errors
+from pointsman import abi, bpf, errors, loading
 from pointsman.attach import DeviceLinks
-from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SWEEP, DeviceLink, Link
-from pointsman.marks import words_for
+from pointsman.generations import PACKET_PROGRAMS, Generation, Loaded, Sizes
+from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, DeviceLink, Link
+from pointsman.pinned import differences, pin_again, previous_load, same_map, share
+from pointsman.socketlinks import SocketLinks
 
 #: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
 LOOKUP_MAPS = ("frontends", "services", "slots", "names", "marks", "maglev", "source_ranges")
@@ -46,75 +46,6 @@ RECORD_MAPS = (
     "flows",
 )
 _PACKETS = "HAVE_PACKETS"
-_PACKET_PROGRAMS = tuple(hook.name for hook in (*DEVICE_HOOKS, SWEEP))
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How many elements the maps have. Arrays are allocated whole when created."""
-
-    services: int = 65536
-    slots: int = 131072
-    endpoints: int = 65536
-    buckets: int = 16384
-    overflow: int = 16384
-    lines: int = 32768
-    flows: int = 262144
-    flows_new: int = 131072
-
-    def definitions(self) -> dict[str, int]:
-        """The MAX_… definitions of bpf/maps.h."""
-        return {
-            "MAX_SERVICES": self.services,
-            "MAX_MARKS": words_for(self.services),
-            "MAX_SLOTS": self.slots,
-            "MAX_ENDPOINTS": self.endpoints,
-            "MAX_BUCKETS": self.buckets,
-            "MAX_OVERFLOW": self.overflow,
-            "MAX_OVERFLOW_NETNS": 4096,
-            "MAX_MPTCP": 16384,
-            "MAX_AFFINITY": 65536,
-            "MAX_SKIPPED": 4096,
-            "MAX_LINES": self.lines,
-            "MAX_SOURCE_RANGES": 16384,
-            "MAX_FLOWS": self.flows,
-            "MAX_FLOWS_NEW": self.flows_new,
-            "MAX_FRAGMENTS": 8192,
-            "MAX_DEVICES": 256,
-            "MAX_TRACE_BYTES": 1 << 20,
-            "MAX_SWEEP": 128,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One directory of programs and maps."""
-
-    directory: Path
-
-    @property
-    def programs(self) -> Path:
-        return self.directory / "programs"
-
-    @property
-    def maps(self) -> Path:
-        return self.directory / "maps"
-
-    @property
-    def name(self) -> str:
-        return self.directory.name.removeprefix("g_")
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What `load` made or found. `previous`: what runs now, if that is another generation."""
-
-    generation: Generation
-    compiled: bool
-    previous: Generation | None = None
-    rebuilt: tuple[str, ...] = ()  # maps that start empty, to be filled before anything flips
-    packets: bool = False  # whether the programs for packets are there
-    packets_error: str = ""  # why they are not, although they were asked for
 
 
 @dataclass(slots=True)
@@ -147,7 +78,15 @@ class Pins:
     def links(self) -> list[Link]:
         """The state of every hook, in the order of HOOKS."""
         generation = self.current
-        return [self._link(hook.name, generation) for hook in HOOKS]
+        present = SocketLinks(self.root).present()
+        if generation is None:
+            return present
+        return [
+            replace(link, current=link.program == self._program_id(generation, link.hook))
+            if link.program is not None
+            else link
+            for link in present
+        ]
 
     def device_links(self) -> list[DeviceLink]:
         """What is attached to devices of this network namespace, by the names of the pins."""
@@ -161,18 +100,6 @@ class Pins:
             replace(link, current=link.program == current.get(link.hook))
             for link in DeviceLinks(self.root).present()
         ]
-
-    def _link(self, hook: str, generation: Generation | None) -> Link:
-        try:
-            fd = bpf.obj_get(self.root / "links" / hook)
-        except FileNotFoundError:
-            return Link(hook)
-        try:
-            program, cgroup = bpf.link_program(fd), bpf.link_cgroup(fd)
-        finally:
-            os.close(fd)
-        current = generation is not None and program == self._program_id(generation, hook)
-        return Link(hook, program, cgroup, current)
 
     @staticmethod
     def _program_id(generation: Generation, hook: str) -> int:
@@ -220,67 +147,98 @@ class Pins:
         Changes nothing that runs. Call with the agent's lock held.
 
         `packets`: those for packets as well. If the kernel or the compiler does not take them,
-        sockets are served without: `packets_error` says why.
+        sockets are served all the same: `packets_error` says why. Packets then go on being served
+        by the programs that do so now, if those understand the maps.
         """
         self.prepare_root()
+        kept = self._flows_in_use() if packets else None
+        if kept in (None, self.sizes.flows):
+            return self._load(packets=packets)
+        # Open connections stand in it; what is copied while packets come is behind at once.
+        here = replace(self, sizes=replace(self.sizes, flows=kept))
+        return replace(here._load(packets=packets), flows_kept=(self.sizes.flows, kept))
+
+    def _flows_in_use(self) -> int | None:
+        """How many entries `flows` has, if anything stands there or may at any moment."""
+        path = self.current.packets.maps / "flows" if self.current else None
+        if path is None or not path.exists():
+            return None
+        opened = bpf.Map.open(path, read_only=True)
+        try:
+            used = next(opened.items(), None) or DeviceLinks(self.root).present()
+            return opened.info.max_entries if used else None
+        finally:
+            opened.close()
+
+    def _load(self, *, packets: bool) -> Loaded:
         generation = Generation(self.root / f"g_{self.fingerprint()}")
         previous = self.current
         if previous == generation:
             previous = None
-        missing = [] if self._complete(generation) else ["sockets"]
-        if packets and not self._complete_packets(generation):
-            missing.append("packets")
-        error = ""
-        if missing:
+        compiled = not self._complete(generation)
+        if compiled:
             generation.programs.mkdir(parents=True, exist_ok=True)
             generation.maps.mkdir(exist_ok=True)
-            self._inherit_maps(generation, previous, packets=packets)
-            error = self._compile(generation, missing)
-        packets = packets and not error
-        self._check(generation, self._specs(generation, packets=packets))
+            self._inherit(generation, previous)
+            self._compile_sockets(generation)
+        self._check(generation, self._specs(generation))
         rebuilt: tuple[str, ...] = ()
         if previous:
             rebuilt = tuple(
                 name
                 for name in (*LOOKUP_MAPS, "load")
-                if not _same_map(previous.maps / name, generation.maps / name)
+                if not same_map(previous.maps / name, generation.maps / name)
             )
         elif self.current is None:
             self._point_to(generation)
-        return Loaded(generation, bool(missing), previous, rebuilt, packets, error)
+        loaded = Loaded(generation, compiled, previous, rebuilt)
+        return self._load_packets(loaded) if packets else loaded
 
-    def _specs(self, generation: Generation, *, packets: bool = False) -> dict[str, abi.MapSpec]:
-        features = [f for f in FEATURES[0] if f != "HAVE_MPTCP" or _exists(generation, "mptcp")]
-        features += [_PACKETS] if packets else []
+    def _specs(self, generation: Generation) -> dict[str, abi.MapSpec]:
+        features = [f for f in FEATURES[0] if f != "HAVE_MPTCP" or generation.has("mptcp")]
         return abi.map_specs(self.sizes.definitions(), features, self.source_directory)
 
-    def _complete_packets(self, generation: Generation) -> bool:
-        return all((generation.programs / name).exists() for name in _PACKET_PROGRAMS) and all(
-            _exists(generation, name) for name in self._specs(generation, packets=True)
-        )
+    def _packet_specs(self) -> dict[str, abi.MapSpec]:
+        """The maps that only the programs for packets have."""
+        sizes = self.sizes.definitions()
+        known = abi.map_specs(sizes, (_PACKETS,), self.source_directory)
+        others = abi.map_specs(sizes, (), self.source_directory)
+        return {name: spec for name, spec in known.items() if name not in others}
 
     def _complete(self, generation: Generation) -> bool:
         names = [hook.name for hook in HOOKS] + ["set_generation"]
-        if _exists(generation, "previous_load"):
+        if generation.has("previous_load"):
             names.append("merge_load")
         return all((generation.programs / name).exists() for name in names) and all(
-            (generation.maps / name).exists() for name in self._specs(generation)
+            generation.has(name) for name in self._specs(generation)
         )
 
-    def _inherit_maps(
-        self, generation: Generation, previous: Generation | None, *, packets: bool
-    ) -> None:
+    def _inherit(self, generation: Generation, previous: Generation | None) -> None:
         """Pins those maps of the running generation again that fit as they are."""
-        features = (*FEATURES[0], _PACKETS) if packets else FEATURES[0]
-        specs = abi.map_specs(self.sizes.definitions(), features, self.source_directory)
-        present = {name: generation.maps / name for name in specs}
-        self._check(generation, {n: s for n, s in specs.items() if present[n].exists()})
+        specs = abi.map_specs(self.sizes.definitions(), FEATURES[0], self.source_directory)
+        unlike = self._unlike(generation, previous, specs)
         if previous is None:
             return
+        if any(name in unlike for name in (*LOOKUP_MAPS, "load")):
+            unlike.update((name, ["rebuilt with the others"]) for name in LOOKUP_MAPS)
+        share(previous, generation, specs.keys() - unlike.keys())
+        if "load" in unlike and not generation.has("previous_load"):
+            pin_again(previous.maps / "load", generation.maps / "previous_load")
+
+    def _unlike(
+        self,
+        generation: Generation,
+        previous: Generation | None,
+        specs: Mapping[str, abi.MapSpec],
+    ) -> dict[str, list[str]]:
+        """In what those maps of the running generation that do not fit are different."""
+        self._check(generation, {n: s for n, s in specs.items() if generation.has(n)})
+        if previous is None:
+            return {}
         unlike = {
             name: found
             for name, spec in specs.items()
-            if _exists(previous, name) and (found := differences(spec, previous.maps / name))
+            if previous.has(name) and (found := differences(spec, previous.maps / name))
         }
         refused = [line for name in RECORD_MAPS for line in unlike.get(name, ())]
         if refused:
@@ -289,13 +247,7 @@ class Pins:
                 + "; ".join(refused)
                 + "; run 'pointsman unload' first, or stay with the former version and sizes"
             )
-        if any(name in unlike for name in (*LOOKUP_MAPS, "load")):
-            unlike.update((name, ["rebuilt with the others"]) for name in LOOKUP_MAPS)
-        for name in specs:
-            if name not in unlike and _exists(previous, name) and not present[name].exists():
-                _pin_again(previous.maps / name, present[name])
-        if "load" in unlike and not _exists(generation, "previous_load"):
-            _pin_again(previous.maps / "load", generation.maps / "previous_load")
+        return unlike
 
     def _check(self, generation: Generation, specs: Mapping[str, abi.MapSpec]) -> None:
         found = [
@@ -310,48 +262,95 @@ class Pins:
                 + f"; run 'pointsman unload', or remove {generation.directory}"
             )
 
-    def _compile(self, generation: Generation, modules: list[str]) -> str:
-        """Why the programs for packets could not be loaded, "" if they were, or weren't asked."""
-        migrating = _exists(generation, "previous_load")
+    def _compile_sockets(self, generation: Generation) -> None:
+        try:
+            self._compile(generation, loading.SOCKETS)
+        except errors.PointsmanError:
+            shutil.rmtree(generation.directory, ignore_errors=True)
+            raise
+
+    def _compile(self, generation: Generation, module: str) -> None:
+        migrating = generation.has("previous_load")
         request = {
             "source": str(self.source_directory),
             "programs": str(generation.programs),
             "maps": str(generation.maps),
             "definitions": {
                 **self.sizes.definitions(),
-                **(_previous_load(generation.maps / "previous_load") if migrating else {}),
+                **(previous_load(generation.maps / "previous_load") if migrating else {}),
             },
             "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
             "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
-            "modules": modules,
         }
-        for attempt in range(3):
-            reply, told = _run_loader(request)
-            failed: dict[str, Any] = reply if "error" in reply else reply.get("packets", {})
-            if not failed:
-                return ""
-            # The loader of an agent that was killed a moment ago may still have been pinning.
-            if attempt == 2 or not any("File exists" in line for line in (failed["error"], *told)):
-                break
-            time.sleep(0.5)
-        detail = _telling(told)
-        if failed is not reply or "sockets" not in modules:
-            self.drop_packets(generation)
-            return "\n  ".join([failed["error"], *detail])
-        shutil.rmtree(generation.directory, ignore_errors=True)
-        kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
-        hint = ""
-        if kind is errors.KernelTooOld:
-            hint = f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
-        raise kind("\n  ".join([reply["error"] + hint, *detail]))
+        loading.load(module, request)
+
+    # -- packets -----------------------------------------------------------------------------
+
+    def _load_packets(self, loaded: Loaded) -> Loaded:
+        """The programs for packets, or those that serve packets now."""
+        generation, specs = loaded.generation, self._packet_specs()
+        before = (loaded.previous or generation).packets
+        try:
+            if not (generation.has_packets and all(generation.has(name) for name in specs)):
+                unlike = self._unlike(generation, before, specs)
+                share(before, generation, specs.keys() - unlike.keys())
+                self._compile(generation, loading.PACKETS)
+                loaded = replace(loaded, compiled=True)
+            self._check(generation, specs)
+        except (errors.PointsmanError, OSError) as error:
+            self._unpin_packets(generation)
+            if not before.has_packets:
+                return replace(loaded, packets_error=str(error))
+            unfit = self._keep_former(generation, before, specs)
+            first, *more = str(error).split("\n")
+            if unfit:
+                first += f"; the former ones do not fit, for {unfit}"
+            if unfit and not loaded.rebuilt:
+                first += (
+                    ": what is attached goes on, but nobody sweeps its flows or follows devices"
+                )
+            told = "\n".join([first, *more])
+            return replace(loaded, packets=not unfit, packets_error=told)
+        # Its maps are this generation's, too, and its programs run until devices are flipped.
+        self._drop_former(generation)
+        return replace(loaded, packets=True)
+
+    def _keep_former(
+        self, generation: Generation, before: Generation, specs: Mapping[str, abi.MapSpec]
+    ) -> str:
+        """Has the programs that serve packets now do so in this generation, too; or says in what
+        their maps are not those that this version writes and understands."""
+        shared = (*LOOKUP_MAPS, "load", "settings")
+        other = [n for n in shared if not same_map(before.maps / n, generation.maps / n)]
+        found = [f"{name} is another map" for name in other]
+        for name, spec in specs.items():
+            found += differences(spec, before.maps / name, sizes=False)
+        if found:
+            return ", ".join(found)
+        former = generation.former
+        if before != former:
+            shutil.rmtree(former.directory, ignore_errors=True)
+            former.programs.mkdir(parents=True)
+            former.maps.mkdir()
+            share(before, former, {path.name for path in before.maps.iterdir()})
+            for name in PACKET_PROGRAMS:
+                pin_again(before.programs / name, former.programs / name)
+        return ""
+
+    def _unpin_packets(self, generation: Generation) -> None:
+        for name in PACKET_PROGRAMS:
+            (generation.programs / name).unlink(missing_ok=True)
+        for name in self._packet_specs():
+            (generation.maps / name).unlink(missing_ok=True)
 
     def drop_packets(self, generation: Generation) -> None:
         """Unpins the programs for packets and their maps. Links that run them go on."""
-        for name in _PACKET_PROGRAMS:
-            (generation.programs / name).unlink(missing_ok=True)
-        specs = self._specs(generation, packets=True)
-        for name in specs.keys() - self._specs(generation).keys():
-            (generation.maps / name).unlink(missing_ok=True)
+        self._unpin_packets(generation)
+        self._drop_former(generation)
+
+    @staticmethod
+    def _drop_former(generation: Generation) -> None:
+        shutil.rmtree(generation.former.directory, ignore_errors=True)
 
     def _point_to(self, generation: Generation) -> None:
         """Makes `current` a generation, in one step."""
@@ -363,40 +362,9 @@ class Pins:
     # -- links -------------------------------------------------------------------------------
 
     def attach(self, generation: Generation, cgroup: Path) -> list[str]:
-        """Makes every link run this generation on this cgroup; the hooks that changed.
-
-        On the first attach a failure takes back what was made. Later each link flips atomically
-        and in the order of HOOKS; a failure in between leaves a mixture that works, and the next
-        start completes it.
-        """
-        directory = self.root / "links"
-        directory.mkdir(exist_ok=True)
-        first = not any(directory.iterdir())
-        changed: list[str] = []
-        target = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for hook in HOOKS:
-                program = bpf.obj_get(generation.programs / hook.name)
-                try:
-                    if _point_link(directory / hook.name, program, target, hook.attach_type):
-                        changed.append(hook.name)
-                finally:
-                    os.close(program)
-        except OSError as error:
-            if first:
-                for name in changed:
-                    (directory / name).unlink(missing_ok=True)
-            if error.errno == 1 and os.geteuid() == 0:
-                raise errors.NoCgroup2(
-                    f"{hook.name} on {cgroup}: {error}; another program there may allow none "
-                    "beside it ('bpftool cgroup show' says which): detach it, or choose another "
-                    "cgroup with --cgroup"
-                ) from None
-            if error.errno == 1:
-                raise errors.NotRoot(f"{error}; run as root") from None
-            raise errors.KernelTooOld(f"{hook.name} on {cgroup}: {error}") from None
-        finally:
-            os.close(target)
+        """Makes every link run this generation on this cgroup, and `current` be it; the hooks that
+        changed."""
+        changed = SocketLinks(self.root).attach(generation.programs, cgroup)
         self._point_to(generation)
         return changed
 
@@ -410,13 +378,7 @@ class Pins:
     def unload(self) -> list[str]:
         """Detaches and unpins everything that is Pointsman's, nothing else; what it removed."""
         removed = [f"links/{name}" for name in DeviceLinks(self.root).remove_all()]
-        for hook in reversed(HOOKS):
-            # A link that was being replaced when its agent was killed has this other name.
-            for name in (hook.name, f"{hook.name}_next"):
-                path = self.root / "links" / name
-                if path.exists():
-                    path.unlink()
-                    removed.append(f"links/{name}")
+        removed += [f"links/{name}" for name in SocketLinks(self.root).remove_all()]
         (self.root / "current").unlink(missing_ok=True)
         (self.root / "next").unlink(missing_ok=True)
         for path in sorted(self.root.glob("g_*")):
@@ -426,131 +388,3 @@ class Pins:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         return removed
-
-
-def _run_loader(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The loader's reply, and what the compiler and the verifier said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pointsman.loader"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        reply = json.loads(done.stdout)
-    except ValueError:
-        reply = {"kind": "NoCompiler", "error": f"the loader ended with {done.returncode}"}
-    return reply, done.stderr.strip().splitlines()
-
-
-def _telling(lines: list[str], room: int = 12) -> list[str]:
-    """The part that says why: a compiler's first error, whose followers it may have caused, or
-    the end of the verifier's log."""
-    first = next((i for i, line in enumerate(lines) if " error: " in line), None)
-    return lines[-room:] if first is None else lines[first : first + room]
-
-
-def _exists(generation: Generation, name: str) -> bool:
-    return (generation.maps / name).exists()
-
-
-def _pin_again(path: Path, to: Path) -> None:
-    fd = bpf.obj_get(path)
-    try:
-        bpf.obj_pin(fd, to)
-    finally:
-        os.close(fd)
-
-
-def _previous_load(path: Path) -> dict[str, int]:
-    """Where the counts stand in a `load` that these programs would lay out differently."""
-    opened = bpf.Map.open(path, read_only=True)
-    info = opened.info
-    opened.close()
-    fields = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id) if info.btf_id else ()
-    offsets = {member.name: member.offset for member in fields}
-    if "open" not in offsets:
-        raise errors.LayoutMismatch(
-            f"{path}: no field 'open' to take the connection counts from; run 'pointsman unload'"
-        )
-    return {
-        "PREVIOUS_LOAD_SIZE": info.value_size,
-        "PREVIOUS_LOAD_ENTRIES": info.max_entries,
-        "PREVIOUS_LOAD_OPEN": offsets["open"],
-    }
-
-
-def _same_map(one: Path, other: Path) -> bool:
-    ids = []
-    for path in (one, other):
-        if not path.exists():
-            return False
-        opened = bpf.Map.open(path, read_only=True)
-        ids.append(opened.info.id)
-        opened.close()
-    return ids[0] == ids[1]
-
-
-def _point_link(path: Path, program: int, cgroup: int, attach_type: int) -> bool:
-    """True if something was created or flipped."""
-    wanted = os.fstat(cgroup).st_ino
-    try:
-        link = bpf.obj_get(path)
-    except FileNotFoundError:
-        link = -1
-    try:
-        if link >= 0 and bpf.link_cgroup(link) == wanted:
-            if bpf.link_program(link) == bpf.program_info(program).id:
-                return False
-            bpf.link_update(link, program)
-            return True
-        # No link, or one on another cgroup or on one that is gone: the new one first.
-        fresh = bpf.link_create(program, cgroup, attach_type)
-        try:
-            temporary = path.with_name(f"{path.name}_next")
-            temporary.unlink(missing_ok=True)
-            bpf.obj_pin(fresh, temporary)
-            temporary.rename(path)
-        finally:
-            os.close(fresh)
-        return True
-    finally:
-        if link >= 0:
-            os.close(link)
-
-
-def differences(spec: abi.MapSpec, path: Path) -> list[str]:
-    """Every way in which a pinned map is not what the specification says."""
-    opened = bpf.Map.open(path, read_only=True)
-    info = opened.info
-    opened.close()
-    found = [
-        f"{spec.name}: {what} {wanted}, pinned map has {actual}"
-        for what, wanted, actual in (
-            ("type", spec.type, info.type),
-            ("key size", spec.key_size, info.key_size),
-            ("value size", spec.value_size, info.value_size),
-            ("max entries", spec.entries, info.max_entries),
-            ("flags", spec.flags, info.flags & ~bpf.BPF_F_RDONLY),
-        )
-        if wanted != actual
-    ]
-    if spec.value is None:
-        return found
-    if not info.btf_value_type_id:
-        return [*found, f"{spec.name}: no type information (BTF), so it is not Pointsman's"]
-    pinned = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id)
-    actual_fields = {member.name: member.offset for member in pinned}
-    wanted_fields = {field.name: field.offset for field in spec.value.fields}
-    for name in sorted(wanted_fields.keys() | actual_fields.keys()):
-        wanted_at, actual_at = wanted_fields.get(name), actual_fields.get(name)
-        if wanted_at != actual_at:
-            found.append(
-                f"{spec.name}: field {name} {_at(wanted_at)}, pinned map has it {_at(actual_at)}"
-            )
-    return found
-
-
-def _at(offset: int | None) -> str:
-    return "nowhere" if offset is None else f"at byte {offset}"

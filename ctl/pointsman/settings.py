@@ -8,8 +8,8 @@ from pathlib import Path
 from pointsman.context import Policy
 from pointsman.devices import Packets
 from pointsman.events import Problem
+from pointsman.generations import Sizes
 from pointsman.kube.access import Access
-from pointsman.pins import Sizes
 
 
 @dataclass(frozen=True, slots=True)

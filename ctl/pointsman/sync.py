@@ -15,11 +15,12 @@ from pointsman import abi, state
 from pointsman.builtin import DnsService
 from pointsman.clusterip import ClusterIPs
 from pointsman.events import Changed, Listed, Problem
-from pointsman.maps import Maps, View, apply, take_over
+from pointsman.generations import Loaded
+from pointsman.maps import Maps, apply, take_over
 from pointsman.membership import Membership
 from pointsman.nodes import masks
 from pointsman.objects import EndpointSlice, Ref
-from pointsman.pins import Loaded, Pins
+from pointsman.pins import Pins
 from pointsman.plan import Garbage, Plan
 from pointsman.planner import Planner
 from pointsman.settings import Settings
@@ -27,6 +28,7 @@ from pointsman.surroundings import Surroundings
 from pointsman.telemetry import Telemetry
 from pointsman.tracker import Tracker
 from pointsman.values import Address, Entry
+from pointsman.view import View
 from pointsman.wanted import resolve_ref, without_local
 from pointsman.zone import Zone
 
@@ -80,7 +82,8 @@ class Sync:
         name = self._loaded.generation.name
         log.info("loaded generation=%s compiled=%s", name, self._loaded.compiled)
         if self._loaded.packets_error:
-            log.error("the programs for packets can't be loaded: %s", self._loaded.packets_error)
+            instead = "former ones go on" if self._loaded.packets else "packets are not served"
+            log.error("%s; %s", self._loaded.packets_error, instead)
         self.maps = Maps(self._loaded.generation.maps, self._loaded.generation.programs)
         self._planner = self._new_planner()
 

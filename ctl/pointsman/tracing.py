@@ -11,20 +11,22 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
 from pathlib import Path
 
 from pointsman import abi, bpf
-from pointsman.decisions import EVENT_SIZE, Event, event_of
+from pointsman.decisions import COUNTED, TRACE_LOST, Event, event_of
 from pointsman.errors import AlreadyRunning
 from pointsman.flows import SECOND
-from pointsman.maps import port_name_of
 from pointsman.packetmaps import PacketMaps, now
 from pointsman.values import PortName
+from pointsman.view import port_name_of, sums
 
 #: Events are written for so long after the last renewal, in ns, and this often it is renewed.
 LEAD, RENEWAL = 2 * SECOND, SECOND // 2
 _UNTIL = abi.layouts()["packet_settings"].field("trace_until").offset
 _WAIT = 0.2  # seconds
+_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
 _u32 = struct.Struct("=I")
 
 
@@ -46,10 +48,10 @@ class Tracer:
         self._settings = bpf.Array(self._maps.map("packet_settings"))
         self._ring = bpf.RingBuffer(self._maps.map("trace"))
         self._names: dict[int, PortName] = {}
-        self._began = now()
+        # By the clock that stamps events, which is behind now() by up to a tick.
+        self._began = time.clock_gettime_ns(_MONOTONIC_COARSE)
         self._renewed = 0
-        #: How often the buffer was found full: whatever came then was lost.
-        self.overruns = 0
+        self._lost_before = self._lost_ever()
 
     def events(self) -> list[Event]:
         """What was decided since the last call; waits a fraction of a second for the first. Also
@@ -58,11 +60,18 @@ class Tracer:
         if at - self._renewed >= RENEWAL:
             self._renewed = at
             self._write(at + LEAD)
-        self.overruns += self._ring.full(EVENT_SIZE)
         records = self._ring.read(_WAIT)
         events = map(event_of, records)
         # What a reader that was killed left in the buffer is not ours.
         return [event for event in events if event.time >= self._began]
+
+    def lost(self) -> int:
+        """How many decisions since this began found no room in the buffer."""
+        return self._lost_ever() - self._lost_before
+
+    def _lost_ever(self) -> int:
+        counters = self._maps.map("packet_counters")
+        return sums(counters, {TRACE_LOST: COUNTED[TRACE_LOST]})[TRACE_LOST]
 
     def owner(self, ident: int) -> PortName | None:
         """The service port of that id, None if it has no name (any more)."""

@@ -25,7 +25,7 @@ from pointsman.agent import Agent
 from pointsman.clusterip import ClusterIPs
 from pointsman.context import Context, Policy
 from pointsman.events import Changed, Event, Listed
-from pointsman.maps import View, apply
+from pointsman.maps import apply
 from pointsman.objects import EndpointSlice, Ref, Service
 from pointsman.pins import Pins
 from pointsman.resolve import resolve
@@ -33,6 +33,7 @@ from pointsman.settings import Settings
 from pointsman.telemetry import Telemetry
 from pointsman.tracker import Tracker
 from pointsman.values import TCP, Frontend, to_address
+from pointsman.view import View
 from tests.bench.datapath import BIG
 from tests.bench.datapath import vip as low_vip
 from tests.bench.report import show

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from pointsman import maglev
-from pointsman.maps import View, apply, take_over
+from pointsman.maps import apply, take_over
 from pointsman.plan import Run
 from pointsman.planner import Planner
 from pointsman.ranges import pack, parse
 from pointsman.values import TCP, Entry, Frontend, to_address
+from pointsman.view import View
 from tests.support.kernel import Lab
 from tests.support.plans import BACKENDS, VIPS, entry, places_of, ref, served
 

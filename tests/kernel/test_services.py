@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from pointsman import portranges
-from pointsman.maps import View
 from pointsman.pins import Pins
 from pointsman.values import to_address
+from pointsman.view import View
 from tests.support.agents import (
     AgentProcess,
     manifest,

@@ -33,7 +33,7 @@ _pack_tuple = _tuple.packer("source", "destination", "source_port", "destination
 _VERDICTS = {
     value: name
     for name, value in _constants.items()
-    if name.startswith(("PACKET_", "FLOW_", "DROP_", "FRAGMENT_"))
+    if name.startswith(("PACKET_", "FLOW_", "DROP_", "FRAGMENT_", "TRACE_"))
     and name in abi.source_directory().joinpath("abi.h").read_text().split("enum verdict")[1]
 }
 _FLOW_FLAGS = {

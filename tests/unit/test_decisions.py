@@ -9,7 +9,7 @@ import pytest
 
 from pointsman import abi, decisions, packethealth
 from pointsman.cli import packetstatus
-from pointsman.cli.trace import takes
+from pointsman.cli.trace import _Printer, takes
 from pointsman.dump import map_row
 from pointsman.flows import Tuple, pack_tuple
 from pointsman.packethealth import PacketsSeen
@@ -83,6 +83,20 @@ def test_what_trace_shows(options: dict[str, Any], taken: bool) -> None:
 def test_drops_are_traced_alone_and_a_service_without_a_name_is_nobodys() -> None:
     assert takes(event("DROP_NO_PORT"), None, None, None, drops=True)
     assert not takes(event("DROP_NO_PORT"), None, (None, "web"), None, drops=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "lines"),
+    [("json", ['{"lost": 3}', '{"lost": 4}']), ("table", ["(3 lost)", "(4 lost)"])],
+)
+def test_trace_says_how_many_were_lost_since_it_said_so_last(
+    form: str, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    printer = _Printer(form)
+    for ever in (0, 3, 3, 7):
+        printer.lost(ever)
+    assert capsys.readouterr().out.splitlines() == lines
+    assert printer.missing == 7
 
 
 # -- status --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import pointsman
+from pointsman import loading
 from pointsman.cli.main import cli
 from pointsman.config import files
 from pointsman.kube import recorder
@@ -112,6 +113,32 @@ def test_the_probes_ask_where_health_is_answered(container: Object) -> None:
         "livenessProbe": "/livez",
         "readinessProbe": "/readyz",
     }
+
+
+def test_the_startup_probe_waits_for_the_compiler(container: Object) -> None:
+    probe = container["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > loading.TIMEOUT + 30
+
+
+def test_clients_outside_stay_with_kube_proxy_beside_it() -> None:
+    overlay = yaml.safe_load(
+        (DEPLOY / "kustomize/beside-kube-proxy/kustomization.yaml").read_text()
+    )
+    patched = yaml.safe_load(overlay["patches"][0]["patch"])["data"]["config.yaml"]
+    assert yaml.safe_load(patched)["devices"] == "none"
+    assert files.read(patched.encode(), "config.yaml").problems == ()
+
+
+def test_packets_have_the_node_s_devices_and_pins_that_outlive_it(
+    pod: Object, container: Object
+) -> None:
+    assert pod["hostNetwork"] is True
+    assert {"name": "bpffs", "hostPath": {"path": "/sys/fs/bpf", "type": "Directory"}} in pod[
+        "volumes"
+    ]
+    [mount] = [m for m in container["volumeMounts"] if m["name"] == "bpffs"]
+    assert not mount.get("readOnly")
+    assert "NET_ADMIN" in container["securityContext"]["capabilities"]["add"]
 
 
 def test_every_volume_is_mounted_and_every_mount_has_a_volume(

@@ -10,7 +10,7 @@ import pytest
 
 from pointsman import abi
 from pointsman.explainpackets import Client, PacketExplanation, explain_packet, parse_client
-from pointsman.flows import ANSWERED, SECOND, Tuple, pack_tuple
+from pointsman.flows import ANSWERED, FIN, SECOND, Tuple, pack_tuple
 from pointsman.inspect import plain
 from pointsman.maglev import PER_LINE, flow_hash
 from pointsman.plan import Element, Run, Slot
@@ -23,7 +23,9 @@ HERE, ELSEWHERE = FLAGS["SLOT_HERE"], FLAGS["SLOT_ELSEWHERE"]
 VIP, NODE_PORT = frontend("203.0.113.9", 80), frontend("192.0.2.1", 30080)
 CLIENT = to_address("198.51.100.9")
 A, B = backend("10.0.0.1:8080"), backend("10.0.0.2:8080")
-_settings = abi.layouts()["packet_settings"].packer("first_port", "last_port", "dsr")
+_settings = abi.layouts()["packet_settings"].packer(
+    "first_port", "last_port", "dsr", "tcp_new", "tcp_open", "tcp_closing"
+)
 _affinity = abi.layouts()["affinity"].packer("seen", "addr", "port")
 _flow = abi.layouts()["flow"].packer("other", "seen", "endpoint", "generation", "owner", "flags")
 
@@ -49,7 +51,7 @@ class FakePackets:
         return self.kept.get((client, owner))
 
     def settings(self) -> bytes:
-        return _settings(61000, 65535, self.dsr)
+        return _settings(61000, 65535, self.dsr, 60, 86400, 10)
 
 
 def maps(**changes: Any) -> FakeView:
@@ -77,8 +79,10 @@ def explained(
     to: Frontend = VIP,
     port: int | None = 40000,
     packets: FakePackets | None = None,
+    **more: Any,
 ) -> PacketExplanation:
-    return explain_packet(of or maps(), packets or FakePackets(), to, Client(CLIENT, port), NOW)
+    client = Client(CLIENT, port)
+    return explain_packet(of or maps(), packets or FakePackets(), to, client, NOW, **more)
 
 
 def key(to: Frontend = VIP) -> bytes:
@@ -221,6 +225,41 @@ def test_a_flow_that_is_remembered_is_noted(generation: int, said: str) -> None:
     assert "10.0.0.2:8080" in found.notes[0]
     assert said in found.notes[0]
     assert any("idle for 1 s" in step for step in found.steps)
+
+
+@pytest.mark.parametrize(
+    ("flags", "age", "begins", "stays"),
+    [
+        pytest.param(ANSWERED, 1, True, True, id="syn-again"),
+        pytest.param(FIN, 1, True, False, id="syn-after-fin"),
+        pytest.param(FIN, 1, False, True, id="last-ack"),
+        pytest.param(0, 61, True, False, id="syn-after-silence"),
+    ],
+)
+def test_a_new_connection_takes_the_place_of_one_that_is_over(
+    flags: int, age: int, begins: bool, stays: bool
+) -> None:
+    back = pack_tuple(Tuple(*B, CLIENT, 40000, TCP))
+    value = _flow(back, NOW - age * SECOND, 6, 1, 1, flags)
+    found = explained(packets=FakePackets(flows={key(): value}), begins=begins)
+    assert found.remembered == ("10.0.0.2:8080" if stays else "")
+
+
+@pytest.mark.parametrize(
+    ("of", "dsr", "verdict"),
+    [
+        pytest.param(maps(packets=OUTSIDE | RANGES), 0, "passed", id="before-the-ranges"),
+        pytest.param(maps(outside=Run(0, 0)), 0, "passed", id="before-the-empty-set"),
+        pytest.param(maps(outside=Run(0, 0)), 1, "passed", id="dsr-without-endpoints"),
+        pytest.param(maps(packets=OUTSIDE | RANGES), 1, "dropped", id="dsr-and-the-ranges"),
+        pytest.param(maps(outside=Run(11, 1)), 1, "forwarded", id="dsr-to-another-node"),
+        pytest.param(maps(outside=Run(10, 1)), 1, "passed", id="dsr-to-this-node"),
+    ],
+)
+def test_what_began_elsewhere_is_left_alone_before_all_else(
+    of: FakeView, dsr: int, verdict: str
+) -> None:
+    assert explained(of, packets=FakePackets(dsr=dsr), begins=False).verdict == verdict
 
 
 def test_it_is_plain_values_for_scripts() -> None:

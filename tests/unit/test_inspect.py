@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pointsman import abi, dump, inspect
+from pointsman import abi, affinityrows, dump, inspect
 from pointsman.cli import show
 from pointsman.cli.resources import BY_NAME, changes
 from pointsman.maglev import stamp
@@ -143,7 +143,7 @@ def sticky() -> FakeView:
 
 
 def test_affinity_shows_who_has_which_endpoint_and_for_how_long() -> None:
-    rows = inspect.affinity(sticky(), 110 * SECOND)
+    rows = affinityrows.affinity(sticky(), 110 * SECOND)
     assert [
         (r.service, r.client, r.endpoint, r.state, r.age_seconds, r.left_seconds) for r in rows
     ] == [
@@ -166,12 +166,12 @@ def test_affinity_is_a_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_entry_that_only_grows_older_is_no_change_to_watch() -> None:
-    before, after = (inspect.affinity(sticky(), now * SECOND) for now in (110, 120))
+    before, after = (affinityrows.affinity(sticky(), now * SECOND) for now in (110, 120))
     assert changes(BY_NAME["affinity"], before, after) == []
     used = sticky()
     used.remember(HOST_NETNS, 1, A, 119 * SECOND)
     del used.raw["affinity"][0]
-    found = changes(BY_NAME["affinity"], before, inspect.affinity(used, 120 * SECOND))
+    found = changes(BY_NAME["affinity"], before, affinityrows.affinity(used, 120 * SECOND))
     assert [(change.type, change.row.client) for change in found] == [("MODIFIED", "host")]
 
 
@@ -221,7 +221,7 @@ def test_rows_for_scripts_have_stable_keys() -> None:
         "algorithm affinitySeconds flags firstSlot whenEmpty packets outsideEndpoints "
         "outsideWhenEmpty tableEntries consistent"
     )
-    assert " ".join(inspect.plain(inspect.affinity(sticky(), 0)[0])) == (
+    assert " ".join(inspect.plain(affinityrows.affinity(sticky(), 0)[0])) == (
         "client netns namespace service port family endpoint state seen timeoutSeconds "
         "ageSeconds leftSeconds"
     )

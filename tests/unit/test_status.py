@@ -92,7 +92,7 @@ def test_the_report_for_scripts_has_stable_keys() -> None:
     assert keys == {
         "agent": "running pid reporting version started uptimeSeconds stopped failed",
         "datapath": "generation cgroup links hooks mappedBytes",
-        "devices": "wanted error items links",
+        "devices": "wanted error former items links",
         "sync": "attached time agoSeconds seconds services syncs failures problems error",
         "source": "kind path server reachable since error listed objects balanced",
         "dns": "enabled listen upstreams clusterIPs queries forwarded",
@@ -223,3 +223,12 @@ def test_commands_say_that_nothing_is_loaded(
 @pytest.mark.parametrize("command", ["get", "describe", "explain", "status", "verify", "map"])
 def test_every_command_shows_examples(command: str) -> None:
     assert "pointsman " + command in CliRunner().invoke(cli, [command, "--help"]).output
+
+
+def test_former_programs_for_packets_are_a_warning_and_none_are_a_reason() -> None:
+    told = {"wanted": True, "error": "refused", "items": []}
+    found = health.report(seen(devices={**told, "former": True}))
+    assert found["healthy"]
+    assert [note for note in found["warnings"] if "former version" in note and "refused" in note]
+    found = health.report(seen(devices={**told, "former": False}))
+    assert found["reasons"] == ["packets from outside are not served: refused"]

@@ -238,6 +238,13 @@ def test_packets_are_counted_by_verdict_and_drops_by_reason() -> None:
     assert found["pointsman_nat_ports_used_max"] == 20
 
 
+def test_former_programs_are_a_metric() -> None:
+    assert samples()["pointsman_packet_programs_former"] == 0
+    telemetry = a_telemetry()
+    telemetry.facts(replace(FACTS, packets={**FACTS.packets, "former": True}))
+    assert samples(telemetry)["pointsman_packet_programs_former"] == 1
+
+
 def test_an_agent_without_devices_shows_nothing_of_packets() -> None:
     telemetry = a_telemetry()
     telemetry.facts(replace(FACTS, packets={}))

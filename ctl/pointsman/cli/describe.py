@@ -12,11 +12,11 @@ from pointsman import desired, inspect
 from pointsman.cli import names, options, show
 from pointsman.cli.resources import Resource
 from pointsman.errors import NoCluster, NotFound, NotLoaded
-from pointsman.maps import View
 from pointsman.objects import Ref
 from pointsman.observe import read_status
 from pointsman.pins import Pins
 from pointsman.tracker import Tracker
+from pointsman.view import View
 
 
 @click.command()

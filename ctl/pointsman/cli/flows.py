@@ -18,10 +18,10 @@ from pointsman.errors import NotFound
 from pointsman.flowrows import FlowRow, PortRow, flow_row, port_rows
 from pointsman.flows import Filter, PortUse
 from pointsman.inspect import plain
-from pointsman.maps import port_name_of
 from pointsman.packetmaps import PacketMaps, now
 from pointsman.pins import Pins
 from pointsman.values import Address, PortName, to_address
+from pointsman.view import port_name_of
 
 #: Rows that are laid out together, and put in order if there are no more.
 _CHUNK = 1000
@@ -56,7 +56,7 @@ def print_flows(
 ) -> None:
     """Every flow, or for `get nat` those that use a port of this node, of one namespace, Service
     and client. Raises NotLoaded, and NotFound for a Service that the maps don't have."""
-    maps = PacketMaps(Pins(bpffs).require_current().maps)
+    maps = PacketMaps(Pins(bpffs).require_current().packets.maps)
     try:
         names = names_of(maps)
         owners = owners_of(names, namespace, service)

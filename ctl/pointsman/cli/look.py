@@ -220,7 +220,7 @@ def explain(destination: Frontend, client: str | Client, form: str, bpffs: Path)
 
 def _explain_packet(destination: Frontend, client: Client, form: str, bpffs: Path) -> None:
     with show.opened(bpffs) as view:
-        packets = PacketMaps(view.directory)
+        packets = PacketMaps(Pins(bpffs).require_current().packets.maps)
         try:
             found = explain_packet(view, packets, destination, client, now())
         except ValueError as error:

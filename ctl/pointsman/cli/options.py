@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pointsman.pins import Sizes
+from pointsman.generations import Sizes
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pointsman import inspect
+from pointsman import affinityrows, inspect
+from pointsman.affinityrows import AffinityRow
 from pointsman.cli.show import duration_text
 from pointsman.flowrows import FlowRow
-from pointsman.inspect import AffinityRow, EndpointRow, FrontendRow, Reader, ServiceRow
+from pointsman.inspect import EndpointRow, FrontendRow, Reader, ServiceRow
 
 Row = Any  # one of the rows of pointsman.inspect, or a FlowRow
 Column = tuple[str, Callable[[Row], Any]]
@@ -154,7 +155,7 @@ RESOURCES = (
         name="affinity",
         kind="AffinityList",
         aliases=("aff",),
-        rows=lambda reader: inspect.affinity(reader, time.monotonic_ns()),
+        rows=lambda reader: affinityrows.affinity(reader, time.monotonic_ns()),
         key=lambda row: (row.namespace, row.service, row.port, row.family, row.netns),
         columns=(
             _NAMESPACE,

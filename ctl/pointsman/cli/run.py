@@ -35,7 +35,10 @@ def load(devices: tuple[str, ...], bpffs: Path, run_dir: Path, **sizes: int) -> 
     how = "compiled and pinned" if loaded.compiled else "already pinned"
     click.echo(f"generation {loaded.generation.name}: {how} under {bpffs}")
     if loaded.packets_error:
-        click.echo(f"without the programs for packets: {loaded.packets_error}", err=True)
+        click.echo(loaded.packets_error, err=True)
+    if loaded.flows_kept:
+        wanted, kept = loaded.flows_kept
+        click.echo(f"flows keeps {kept} entries instead of {wanted}: devices are served", err=True)
     if loaded.previous:
         click.echo(f"generation {loaded.previous.name} still runs; 'pointsman up' flips to the new")
 

@@ -16,8 +16,8 @@ import click
 
 from pointsman import host
 from pointsman.errors import NotRoot, PointsmanError
-from pointsman.maps import View
 from pointsman.pins import Pins
+from pointsman.view import View
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _GAP = "   "
@@ -58,7 +58,8 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def opened(bpffs: Path) -> Iterator[View]:
     """The maps of the current generation. Raises NotLoaded."""
-    view = View(Pins(bpffs).require_current().maps)
+    generation = Pins(bpffs).require_current()
+    view = View(generation.maps, generation.packets.maps)
     try:
         yield view
     finally:

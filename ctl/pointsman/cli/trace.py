@@ -29,42 +29,55 @@ _HEADERS = ("TIME", "HOOK", "DEVICE", "PROTOCOL", "BEFORE", "AFTER", "VERDICT", 
     help="Only packets from or to this address, before or after translation.",
 )
 @click.option("--drops", is_flag=True, help="Only packets that went no further.")
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="End after so many were printed."
+)
 @show.output("table", "json")
 @options.bpffs
 @show.reading
-def trace(service: str | None, client: Address | None, drops: bool, form: str, bpffs: Path) -> None:
+def trace(
+    service: str | None,
+    client: Address | None,
+    drops: bool,
+    count: int | None,
+    form: str,
+    bpffs: Path,
+) -> None:
     """Print what becomes of packets from outside, with their addresses before and after.
 
     tcpdump sees nothing of what XDP sends on; this does, at every device that is served. Ctrl-C
     ends it. One at a time on a node; while it runs, each packet costs more. JSON is one line for
-    each decision.
+    each decision. Where more comes than is read, a line in between says how many were lost, in
+    JSON {"lost": N}.
 
     \b
     Examples:
         pointsman trace --drops
         pointsman trace --service shop/web --client 198.51.100.7
-        pointsman trace -o json | jq -r .verdict
+        pointsman trace -o json --count 100 | jq -r .verdict
     """
     wanted: tuple[str | None, str] | None = None
     if service is not None:
         wanted = names.split(service, None)
-    tracer = Tracer(Pins(bpffs).require_current().maps)
+    tracer = Tracer(Pins(bpffs).require_current().packets.maps)
     printer = _Printer(form)
     try:
         printer.head()
-        while True:
+        while count is None or printer.shown < count:
             for event in tracer.events():
                 name = tracer.owner(event.owner) if event.owner else None
                 if takes(event, name, wanted, client, drops=drops):
                     printer.show(event, name)
+                if printer.shown == count:
+                    break
+            printer.lost(tracer.lost())
     except KeyboardInterrupt:
-        pass
+        printer.lost(tracer.lost())
     finally:
         tracer.close()
-        if tracer.overruns:
+        if printer.missing:
             show.note(
-                f"the buffer was found full {tracer.overruns} times: decisions are missing here, "
-                "how many is not known"
+                f"{printer.missing} decisions were lost: they came faster than they were read"
             )
 
 
@@ -91,13 +104,23 @@ class _Printer:
     def __init__(self, form: str) -> None:
         self._form = form
         self._sizes: list[int] = []
+        self.shown = self.missing = 0
         self._epoch = time.time_ns() - now()  # what the clocks differ by
 
     def head(self) -> None:
         if self._form == "table":
             self._line(list(_HEADERS))
 
+    def lost(self, ever: int) -> None:
+        """Says how many were lost since the last call."""
+        number, self.missing = ever - self.missing, ever
+        if number and self._form == "json":
+            click.echo(json.dumps({"lost": number}))
+        elif number:
+            click.echo(f"({number} lost)")
+
     def show(self, event: Event, name: PortName | None) -> None:
+        self.shown += 1
         at = datetime.fromtimestamp((event.time + self._epoch) / 1e9).astimezone()
         after = tuple_text(event.after) if event.after else ""
         row: dict[str, Any] = {

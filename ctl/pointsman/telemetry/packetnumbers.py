@@ -37,6 +37,13 @@ def series(told: Mapping[str, Any]) -> Iterator[Series]:
         "reason",
         {drop_reason(name): count for name, count in counters.items() if is_drop(name)},
     )
+    yield Series(
+        False,
+        "pointsman_packet_programs_former",
+        "1 while programs of a former version serve packets, for this one's can't be loaded",
+        "",
+        {"": int(told.get("former", False))},
+    )
     entries, room = told["entries"], told["room"]
     yield Series(
         False,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from pointsman import explain
-from pointsman.maps import View
 from pointsman.pins import Pins
 from pointsman.values import (
     ANY_IPV4,
@@ -19,6 +18,7 @@ from pointsman.values import (
     to_address,
     to_text,
 )
+from pointsman.view import View
 from tests.cluster.compare.answers import (
     ALONE,
     CLIENTS,

@@ -1,0 +1,80 @@
+"""Runs the loader, a process for each module: what crashes it, hangs it or has it killed takes no
+other module along, and no two compilers are in memory at once."""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pointsman import errors
+
+#: Names of modules, as errors have them.
+SOCKETS, PACKETS = "socket", "packet"
+#: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
+#: startup probe must have more patience than this.
+TIMEOUT = 120.0
+_ATTEMPTS = 3
+
+
+def load(module: str, request: Mapping[str, Any]) -> None:
+    """Compiles and pins one module; `request` is what `pointsman.loader` reads beside its name.
+    Raises the error of `pointsman.errors` that says why it could not be."""
+    for attempt in range(_ATTEMPTS):
+        reply, told = _run({**request, "module": module}, TIMEOUT)
+        if "error" not in reply:
+            return
+        # The loader of an agent that was killed a moment ago may still have been pinning.
+        if not any("File exists" in line for line in (reply["error"], *told)):
+            break
+        if attempt + 1 < _ATTEMPTS:
+            time.sleep(0.5)
+    kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
+    message = f"the {module} programs could not be loaded: {reply['error']}"
+    if kind is errors.KernelTooOld and module == SOCKETS:
+        message += f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
+    raise kind("\n  ".join([message, *_telling(told)]))
+
+
+def _run(request: Mapping[str, Any], timeout: float) -> tuple[dict[str, Any], list[str]]:
+    """The loader's reply, and what the compiler and the verifier said."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pointsman.loader"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        # Of what it has printed until then only bytes are left.
+        told = (error.stderr or b"").decode(errors="replace")
+        message = f"the compiler was ended, because it had not finished after {timeout:g} s"
+        return {"kind": "NoCompiler", "error": message}, told.strip().splitlines()
+    try:
+        reply: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        reply = {"kind": "NoCompiler", "error": f"the compiler {_ended(done.returncode)}"}
+    return reply, done.stderr.strip().splitlines()
+
+
+def _ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with {code}"
+    name = signal.Signals(-code).name
+    hint = "; was there too little memory for it?" if -code == signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"
+
+
+def _telling(lines: list[str], room: int = 12) -> list[str]:
+    """The part that says why: a compiler's first error, whose followers it may have caused, or
+    the end of the verifier's log."""
+    first = next((i for i, line in enumerate(lines) if " error: " in line), None)
+    return lines[-room:] if first is None else lines[first : first + room]

@@ -1,0 +1,251 @@
+"""Programs that can't be loaded, and maps whose size changes: what serves goes on serving."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pointsman import bpf, errors, host, loading
+from pointsman.flows import ANSWERED, RST, SECOND
+from pointsman.packetmaps import now
+from pointsman.pins import Generation, Pins
+from tests.kernel.test_devices import devices_of, links_of, served, veth
+from tests.support.agents import AgentProcess
+from tests.support.flows import entries
+from tests.support.kernel import SMALL, run, until
+
+pytestmark = pytest.mark.kernel
+
+_INCLUDE = "#include <linux/bpf.h>\n"
+_SWEEP = "int sweep(struct xdp_md *ctx)\n{\n"
+#: Compiles, and no verifier takes it.
+REFUSED = ("packets.c", _SWEEP, f'{_SWEEP}\tfor (;;)\n\t\tasm volatile("");\n')
+NEWER = ("packets.c", "int xdp_ingress(", "/* newer */ int xdp_ingress(")
+#: Rebuilds the lookup maps: nothing writes those of the version before any more.
+LARGER = ("abi.h", "struct slot {\n", "struct slot {\n\t__u64 reserved;\n")
+
+
+@pytest.fixture
+def root(kernel: None) -> Iterator[Path]:
+    path = Path("/sys/fs/bpf") / f"pm_loading_{os.getpid()}"
+    host.mount_bpffs(path)
+    yield path
+    Pins(path, SMALL).unload()
+
+
+@pytest.fixture
+def eth(kernel: None) -> Iterator[str]:
+    with veth("pml0"):
+        run("ip", "addr", "add", "192.0.2.1/24", "dev", "pml0")
+        yield "pml0"
+
+
+@contextlib.contextmanager
+def opened(generation: Generation, name: str) -> Iterator[bpf.Map]:
+    with contextlib.closing(bpf.Map.open(generation.packets.maps / name)) as found:
+        yield found
+
+
+def start(node: AgentProcess, *options: str, source: Path | None = None) -> None:
+    """With time for a verifier on a busy machine."""
+    node.start(*options, source=source, wait=False)
+    until(node.attached, f"an attached agent; its log: {node.log.read_text()}", 240)
+
+
+def put_flow(node: AgentProcess, *, flags: int = ANSWERED, age: int = 0) -> None:
+    """One of a client outside; `age` in seconds."""
+    generation = Pins(node.root).current
+    assert generation
+    with opened(generation, "flows") as flows:
+        table = entries(client_flags=flags, reply_flags=flags, seen=now() - age * SECOND)
+        for key, value in table.items():
+            flows.update(key, value)
+
+
+# -- one process a module ------------------------------------------------------------------------
+
+
+def test_a_compiler_that_crashes_over_packets_leaves_sockets(
+    root: Path, changed_source: Callable[..., Path]
+) -> None:
+    crash = ("packets.c", _INCLUDE, f"#pragma clang __debug crash\n{_INCLUDE}")
+    loaded = Pins(root, SMALL, changed_source(crash)).load(packets=True)
+    assert not loaded.packets
+    assert loaded.packets_error.startswith(
+        "the packet programs could not be loaded: the compiler was ended by SIG"
+    )
+    assert (loaded.generation.programs / "connect4").exists()
+    assert not (loaded.generation.maps / "flows").exists()
+
+
+def test_a_compiler_that_hangs_over_packets_is_ended(
+    root: Path, changed_source: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = tmp_path / "endless.h"
+    os.mkfifo(endless)
+    source = changed_source(("packets.c", _INCLUDE, f"#include <{endless}>\n{_INCLUDE}"))
+    pins = Pins(root, SMALL, source)
+    pins.load()
+    monkeypatch.setattr(loading, "TIMEOUT", 3.0)
+    loaded = pins.load(packets=True)
+    assert "had not finished after 3 s" in loaded.packets_error
+    assert pins.load().generation == loaded.generation
+
+
+def test_what_fails_is_named(root: Path, changed_source: Callable[..., Path]) -> None:
+    source = changed_source(("sock.c", _INCLUDE, f"#error nonsense\n{_INCLUDE}"))
+    with pytest.raises(errors.NoCompiler, match="the socket programs could not be loaded: bcc"):
+        Pins(root, SMALL, source).load(packets=True)
+
+
+# -- upgrades ------------------------------------------------------------------------------------
+
+
+def generation_of(node: AgentProcess) -> Generation:
+    found = Pins(node.root).current
+    assert found
+    return found
+
+
+def told(node: AgentProcess) -> dict[str, Any]:
+    found: dict[str, Any] = node.status().get("packets") or {}
+    return found
+
+
+def test_former_programs_go_on_where_new_ones_are_refused(
+    node: AgentProcess, eth: str, changed_source: Callable[..., Path]
+) -> None:
+    """They serve, also devices that come; their flows are listed and swept; status says why."""
+    start(node, "--devices", "pml[01]")
+    until(lambda: served(node, eth), f"a row of {eth}")
+    put_flow(node)
+    before, flows = links_of(node), map_id(node, "flows")
+    node.stop()
+
+    refused = changed_source(REFUSED)
+    start(node, "--devices", "pml[01]", source=refused)
+    until(lambda: served(node, eth), "the row again")
+    assert links_of(node) == before, "nothing was flipped"
+    assert generation_of(node).packets == generation_of(node).former
+    done = node.cli("status", source=refused)
+    assert "warning: programs of a former version serve packets from outside" in done.stderr
+    assert "the packet programs could not be loaded" in done.stderr
+    assert "198.51.100.9:40000" in node.cli("get", "conntrack", source=refused).stdout
+    assert "10.244.1.5:8080" in node.cli("map", "dump", "flows", source=refused).stdout
+    with veth("pml1"):
+        until(lambda: served(node, "pml1"), "a device that came")
+        assert links_of(node)["tc_ingress-pml1"][1] == before[f"tc_ingress-{eth}"][1]
+    put_flow(node, flags=ANSWERED | RST, age=60)
+    until(lambda: told(node).get("expired"), "a sweep by the former program", 40)
+    assert told(node)["former"]
+    put_flow(node)
+    node.kill()
+
+    # Twice is as once; then a version that the kernel takes.
+    start(node, "--devices", "pml[01]", source=refused)
+    until(lambda: served(node, eth), "the row once more")
+    assert links_of(node) == before
+    node.stop()
+    newer = changed_source(NEWER)
+    start(node, "--devices", "pml[01]", source=newer)
+    until(lambda: links_of(node)[f"xdp_ingress-{eth}"] != before[f"xdp_ingress-{eth}"], "flips")
+    assert generation_of(node).packets == generation_of(node)
+    assert not generation_of(node).former.directory.exists()
+    assert map_id(node, "flows") == flows, "flows outlive all that"
+    assert "warning: programs of a former" not in node.cli("status", source=newer).stderr
+
+
+def test_former_programs_whose_maps_are_others_do_not_go_on(
+    node: AgentProcess, eth: str, changed_source: Callable[..., Path]
+) -> None:
+    start(node, "--devices", eth)
+    until(lambda: served(node, eth), f"a row of {eth}")
+    node.stop()
+    source = changed_source(REFUSED, LARGER)
+    start(node, "--devices", eth, source=source)
+    status = node.status()
+    assert status["sync"]["attached"]
+    assert "slots is another map" in status["devices"]["error"]
+    assert not status["devices"]["former"]
+    assert not links_of(node), "what nobody fills is detached"
+
+
+def test_flows_that_are_laid_out_otherwise_hinder_packets_alone(
+    root: Path, changed_source: Callable[..., Path]
+) -> None:
+    first = Pins(root, SMALL).load(packets=True)
+    other = changed_source(("abi.h", "struct flow {\n", "struct flow {\n\t__u64 reserved;\n"))
+    loaded = Pins(root, SMALL, other).load(packets=True)
+    assert (loaded.packets, loaded.rebuilt) == (False, ())
+    assert "flows: field seen at byte" in loaded.packets_error
+    assert "nobody sweeps its flows" in loaded.packets_error
+    assert (loaded.generation.programs / "connect4").exists()
+    assert first.generation.has_packets
+
+
+def map_id(node: AgentProcess, name: str) -> int:
+    with opened(generation_of(node), name) as found:
+        return found.info.id
+
+
+# -- sizes ---------------------------------------------------------------------------------------
+
+
+def test_max_flows_may_change_and_no_connection_is_lost(node: AgentProcess, eth: str) -> None:
+    start(node, "--devices", eth, "--max-flows", "4096")
+    until(lambda: served(node, eth), f"a row of {eth}")
+    put_flow(node)
+    flows = map_id(node, "flows")
+    node.stop()
+
+    start(node, "--devices", eth, "--max-flows", "8192")
+    until(lambda: served(node, eth), "the row again")
+    assert map_id(node, "flows") == flows
+    problems = [p for p in node.status()["problems"] if p["reason"] == "SizeKept"]
+    assert [p["severity"] for p in problems] == ["warning"]
+    assert "--max-flows 8192 is not in force" in problems[0]["message"]
+    assert "4096" in problems[0]["message"]
+    assert "--devices none" in problems[0]["mend"]
+    assert "198.51.100.9:40000" in node.cli("get", "conntrack").stdout
+    assert "--max-flows 8192" in node.cli("status").stdout
+    node.stop()
+
+    # What the problem says.
+    start(node, "--devices", "none", "--max-flows", "8192")
+    node.stop()
+    start(node, "--devices", eth, "--max-flows", "8192")
+    until(lambda: served(node, eth), "the row of a new map")
+    with opened(generation_of(node), "flows") as found:
+        assert found.info.max_entries == 8192
+    assert not [p for p in node.status()["problems"] if p["reason"] == "SizeKept"]
+
+
+def test_the_other_sizes_may_change(node: AgentProcess, eth: str) -> None:
+    """Lookup maps start anew with the numbers of the old ones; flows stay."""
+    start(node, "--devices", eth)
+    until(lambda: served(node, eth), f"a row of {eth}")
+    flows, services = map_id(node, "flows"), map_id(node, "services")
+    node.stop()
+    names = ("services", "slots", "endpoints", "maglev-lines")
+    larger = [text for name in names for text in (f"--max-{name}", "40000")]
+    start(node, "--devices", eth, *larger)
+    until(lambda: served(node, eth), "the row again")
+    assert map_id(node, "flows") == flows
+    assert map_id(node, "services") != services
+    assert devices_of(node)[eth]["xdp"] == "native"
+
+
+def test_flows_without_any_take_a_new_size_at_once(root: Path) -> None:
+    first = Pins(root, SMALL).load(packets=True)
+    wanted = replace(SMALL, flows=1024)
+    assert Pins(root, wanted).load(packets=True).flows_kept is None
+    with opened(first.generation, "flows") as flows:
+        for key, value in entries(seen=now()).items():
+            flows.update(key, value)
+    assert Pins(root, wanted).load(packets=True).flows_kept == (1024, SMALL.flows)
