@@ -159,7 +159,7 @@ class AgentProcess:
                 env=self._environment(source),
             )
         if wait:
-            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 60)
+            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 120)
 
     @staticmethod
     def _environment(source: Path | None) -> dict[str, str]:
