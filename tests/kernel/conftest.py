@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from pointsman import abi, host
+from pointsman.pins import Pins
 from tests.support.agents import AgentProcess
 from tests.support.kernel import Cgroup, Lab, lacking, own_network
+from tests.support.warm import as_new
+
+_RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 
 
 @pytest.fixture(scope="session")
@@ -76,13 +80,26 @@ def changed_source(tmp_path: Path) -> Callable[..., Path]:
     return change
 
 
+@pytest.fixture(scope="session")
+def warm(kernel: None) -> Iterator[Path]:
+    """Where the nodes of all tests pin, one after the other."""
+    root = Path("/sys/fs/bpf") / f"pm_warm_{os.getpid()}"
+    yield root
+    if root.is_dir():
+        Pins(root).unload()
+        shutil.rmtree(root, ignore_errors=True)
+
+
 @pytest.fixture
-def node(kernel: None, tmp_path: Path) -> Iterator[AgentProcess]:
+def node(warm: Path, tmp_path: Path) -> Iterator[AgentProcess]:
     """A node without an agent yet; this process is in the cgroup that it will serve."""
-    name = f"pm_node_{os.getpid()}"
-    cgroup = Cgroup(name)
+    reserved = _RESERVED.read_text()
+    cgroup = Cgroup(f"pm_node_{os.getpid()}")
     cgroup.enter()
-    agent = AgentProcess(tmp_path, cgroup.path, name)
+    agent = AgentProcess(tmp_path, cgroup.path, warm.name)
     yield agent
-    agent.close()
+    agent.end()
+    if warm.is_dir():
+        as_new(warm)
     cgroup.close()
+    _RESERVED.write_text(reserved)
