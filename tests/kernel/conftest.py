@@ -11,7 +11,8 @@ import pytest
 
 from pointsman import abi, host
 from pointsman.pins import Pins
-from tests.support.agents import AgentProcess
+from tests.kernel.home import NODE_IP, NODE_IP6, OTHER_NODE, Everywhere, Home, device_address
+from tests.support.agents import AgentProcess, node_of
 from tests.support.kernel import Cgroup, Lab, lacking, own_network
 from tests.support.warm import as_new
 
@@ -103,3 +104,21 @@ def node(warm: Path, tmp_path: Path) -> Iterator[AgentProcess]:
         as_new(warm)
     cgroup.close()
     _RESERVED.write_text(reserved)
+
+
+@pytest.fixture(scope="module")
+def home(kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A node whose agent is there for all tests of a file, for `use(…)`."""
+    cgroup = Cgroup(f"pm_home_{os.getpid()}")
+    cgroup.enter()
+    servers = Everywhere()
+    found = Home(tmp_path_factory.mktemp("home"), cgroup.path, cgroup.path.name, servers)
+    with device_address(NODE_IP), device_address(NODE_IP6):
+        try:
+            found.here(zone="east")
+            found.write("node-there.yaml", node_of("there", OTHER_NODE, zone="west"))
+            yield found
+        finally:
+            found.close()
+            servers.close()
+            cgroup.close()
