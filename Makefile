@@ -1,6 +1,9 @@
 # `make` alone lists the targets. Set-up is in scripts/setup: it is quick when nothing is missing.
 
 PYTHON := .venv/bin/python
+# Tests wait much, and a file of tests shares nothing with another: one more at once than CPUs.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
@@ -19,10 +22,10 @@ demo: root setup ## play the main case in network namespaces (root; FAST=1 for t
 test: root check test-kernel ## everything: lint, types, layers, unit, property, golden and kernel tests (root)
 
 check: setup-dev lint types layers ## lint, types, layers and the tests that need no root
-	$(PYTHON) -m pytest -m "not kernel and not cluster"
+	$(PYTEST) -m "not kernel and not cluster"
 
 test-kernel: root setup-dev ## the tests with real programs in this kernel (root)
-	$(PYTHON) -m pytest -m "kernel and not cluster"
+	$(PYTEST) -m "kernel and not cluster"
 
 test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, which is built the first time (root, Go)
 	$(PYTHON) -m tests.cluster.build

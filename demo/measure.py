@@ -52,6 +52,7 @@ class Asking:
             cluster.lab.directory / f"asking-{time.monotonic_ns()}-{n}" for n in range(clients)
         ]
         self._processes = [self._start(cluster, url, path) for path in self._files]
+        cluster.wait_for(lambda: all(path.stat().st_size for path in self._files), "clients to ask")
 
     @staticmethod
     def _start(cluster: Cluster, url: str, path: Path) -> subprocess.Popen[str]:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # An agent of a test never serves the devices of the machine that it runs on.
 os.environ["POINTSMAN_DEVICES"] = "none"
@@ -14,6 +15,17 @@ os.environ["POINTSMAN_DEVICES"] = "none"
 # What a shell runs in the background ignores Ctrl-C, and so would all that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How fast an example is says nothing on a busy machine. Where nothing may be skipped, a run is like
+# the one before it: what new examples find is found by those who look for it.
+settings.register_profile(
+    "pointsman",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("POINTSMAN_NO_SKIP")),
+)
+settings.load_profile("pointsman")
 
 
 @pytest.fixture(scope="session")

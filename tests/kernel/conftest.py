@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from pointsman import abi, host
-from tests.support.agents import AgentProcess
+from pointsman.pins import Pins
+from tests.kernel.home import NODE_IP, NODE_IP6, OTHER_NODE, Everywhere, Home, device_address
+from tests.support.agents import AgentProcess, node_of
 from tests.support.kernel import Cgroup, Lab, lacking, own_network
+from tests.support.warm import as_new
+
+_RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 
 
 @pytest.fixture(scope="session")
@@ -76,13 +81,44 @@ def changed_source(tmp_path: Path) -> Callable[..., Path]:
     return change
 
 
+@pytest.fixture(scope="session")
+def warm(kernel: None) -> Iterator[Path]:
+    """Where the nodes of all tests pin, one after the other."""
+    root = Path("/sys/fs/bpf") / f"pm_warm_{os.getpid()}"
+    yield root
+    if root.is_dir():
+        Pins(root).unload()
+        shutil.rmtree(root, ignore_errors=True)
+
+
 @pytest.fixture
-def node(kernel: None, tmp_path: Path) -> Iterator[AgentProcess]:
+def node(warm: Path, tmp_path: Path) -> Iterator[AgentProcess]:
     """A node without an agent yet; this process is in the cgroup that it will serve."""
-    name = f"pm_node_{os.getpid()}"
-    cgroup = Cgroup(name)
+    reserved = _RESERVED.read_text()
+    cgroup = Cgroup(f"pm_node_{os.getpid()}")
     cgroup.enter()
-    agent = AgentProcess(tmp_path, cgroup.path, name)
+    agent = AgentProcess(tmp_path, cgroup.path, warm.name)
     yield agent
-    agent.close()
+    agent.end()
+    if warm.is_dir():
+        as_new(warm)
     cgroup.close()
+    _RESERVED.write_text(reserved)
+
+
+@pytest.fixture(scope="module")
+def home(kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A node whose agent is there for all tests of a file, for `use(…)`."""
+    cgroup = Cgroup(f"pm_home_{os.getpid()}")
+    cgroup.enter()
+    servers = Everywhere()
+    found = Home(tmp_path_factory.mktemp("home"), cgroup.path, cgroup.path.name, servers)
+    with device_address(NODE_IP), device_address(NODE_IP6):
+        try:
+            found.here(zone="east")
+            found.write("node-there.yaml", node_of("there", OTHER_NODE, zone="west"))
+            yield found
+        finally:
+            found.close()
+            servers.close()
+            cgroup.close()

@@ -245,6 +245,7 @@ def test_a_foreign_map_at_the_place_of_ours_ends_with_8_and_every_difference_nam
     node: AgentProcess,
 ) -> None:
     pins = Pins(node.root)
+    pins.unload()
     pins.prepare_root()
     generation = Generation(node.root / f"g_{pins.fingerprint()}")
     generation.maps.mkdir(parents=True)

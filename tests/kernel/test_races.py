@@ -114,7 +114,7 @@ def soon(attempt: Callable[[], bool]) -> bool:
 
 def stays(wrong: Callable[[], bool]) -> bool:
     """Whether a count is wrong for good: a busy kernel closes connections a little later."""
-    until = time.monotonic() + 0.25
+    until = time.monotonic() + 3
     while wrong():
         if time.monotonic() > until:
             return True

@@ -178,8 +178,9 @@ def test_sockets_of_a_service_with_nothing_left_are_ended(lab: Lab, gone: str) -
 
 
 def test_sockets_are_found_wherever_their_record_is(fresh_lab: Callable[..., Lab]) -> None:
-    """First place, further places, overflow: sixteen buckets, so that all of them fill up."""
-    lab = fresh_lab(sizes=replace(SMALL, buckets=16, overflow=256))
+    """First place, further places, overflow: sixteen buckets, so that all of them fill up, and room
+    for all in this namespace's quarter of the overflow."""
+    lab = fresh_lab(sizes=replace(SMALL, buckets=16, overflow=512))
     lab.serve(VIP, 53, UDP, ("127.0.0.1", 9))
     lab.set("tcp", entry(VIP, 80, TCP, [("127.0.0.1", 9)], PortName("default", "tcp", "p")))
     clients = []

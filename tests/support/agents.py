@@ -159,7 +159,7 @@ class AgentProcess:
                 env=self._environment(source),
             )
         if wait:
-            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 60)
+            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 120)
 
     @staticmethod
     def _environment(source: Path | None) -> dict[str, str]:
@@ -209,7 +209,11 @@ class AgentProcess:
         found = json.loads(self.cli("get", "endpoints", "-o", "json", source=source).stdout)
         return {item["endpoint"]: item["open"] for item in found["items"]}
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """No agent runs any more; what it attached goes on."""
         if self.process and self.process.poll() is None:
             self.kill()
+
+    def close(self) -> None:
+        self.end()
         self.cli("unload", check=False)

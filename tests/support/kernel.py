@@ -62,11 +62,12 @@ def run(*command: str) -> str:
 def own_network() -> None:
     """This process gets a network namespace with nothing but loopback: no way out for a VIP."""
     unshare(CLONE_NEWNET)
-    run("ip", "link", "set", "lo", "up")
     # Every pod address is local here, as all of 127.0.0.0/8 is.
-    run("ip", "route", "add", "local", "10.244.0.0/16", "dev", "lo")
-    for number in range(1, 10):
-        run("ip", "addr", "add", f"fd00:244::{number}/128", "dev", "lo", "nodad")
+    lines = ["link set lo up", "route add local 10.244.0.0/16 dev lo"]
+    lines += [f"addr add fd00:244::{number}/128 dev lo nodad" for number in range(1, 10)]
+    subprocess.run(
+        ["ip", "-batch", "-"], input="\n".join(lines), check=True, capture_output=True, text=True
+    )
 
 
 class Cgroup:
@@ -224,7 +225,7 @@ def wildcard(vip: str, owner: PortName) -> Entry:
     return Entry(Frontend(to_address(vip), 0, 0), owner)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
     """Waits for something that must come; never a measure of speed."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -24,7 +24,7 @@ from pointsman.objects import Ref
 from pointsman.pins import Pins, Sizes
 from pointsman.values import Entry, to_address, to_text
 from tests.support.kernel import CLONE_NEWNET, unshare
-from tests.support.packets import Outcome, test_run
+from tests.support.packets import Outcome, map_of, test_run
 
 _T = TypeVar("_T")
 _layouts, _constants = abi.layouts(), abi.constants()
@@ -241,6 +241,10 @@ class PacketLab:
             state = self.map(name)
             for key in [key for key, _ in state.items()]:
                 state.delete(key)
+        # How many errors this second has seen: a test must not pay for the one before it.
+        told = map_of(self.program("xdp_ingress"), "icmp_budget")
+        told.update(bytes(4), bytes(told.info.value_size * bpf.possible_cpus()))
+        told.close()
         self.configure()
 
     def age(self, seconds: float) -> None:

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointsman.bpf import _libbpf, _RunOpts, obj_pin
+from pointsman.bpf import Map, _libbpf, _RunOpts, map_info, obj_pin
 
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TC_OK, TC_SHOT, TC_REDIRECT, TC_UNSPEC = 0, 2, 7, 0xFFFFFFFF
@@ -83,6 +83,22 @@ def test_run(
 
 
 test_run.__test__ = False  # type: ignore[attr-defined] # no test of its own, whatever its name
+
+
+def map_of(program: int, name: str) -> Map:
+    """A map that a program uses, also one that is pinned nowhere."""
+    ids = (ctypes.c_uint32 * 64)()
+    # struct bpf_prog_info: nr_map_ids and map_ids.
+    asked = struct.pack("=52xIQ", len(ids), ctypes.addressof(ids))
+    info, length = ctypes.create_string_buffer(asked, 256), ctypes.c_uint32(256)
+    if _libbpf.bpf_obj_get_info_by_fd(program, info, ctypes.byref(length)) < 0:
+        raise OSError(ctypes.get_errno(), "information about a program")
+    for ident in ids[: struct.unpack_from("=I", info, 52)[0]]:
+        fd: int = _libbpf.bpf_map_get_fd_by_id(ctypes.c_uint32(ident))
+        if fd >= 0 and map_info(fd).name == name:
+            return Map(fd)
+        os.close(fd)
+    raise LookupError(name)
 
 
 def pin_pass(path: Path) -> None:

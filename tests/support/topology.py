@@ -70,6 +70,7 @@ class NodeAgent(AgentProcess):
 
     def __init__(self, node: Node, directory: Path, manifests: Path) -> None:
         self._node = node
+        self._source: Path | None = None
         super().__init__(directory, node.cgroup, f"{node.lab.bpffs.name}/{node.name}")
         self.manifests.rmdir()
         self.manifests = manifests
@@ -78,7 +79,8 @@ class NodeAgent(AgentProcess):
         self, *options: str, source: Path | None = None, wait: bool = True
     ) -> None:
         """`options` come last: --dispatch dsr, --xdp-mode none, …. Node c is as `auto` has it: TC
-        alone, for its device is a veth."""
+        alone, for its device is a veth. `source` stays for later ones."""
+        self._source = source or self._source
         where: list[str | Path] = [
             *("--manifests", self.manifests), *("--cgroup", self.cgroup), *("--bpffs", self.root),
             *("--run-dir", self.run_dir), *("--state-dir", self.state_dir), *("--dns", "off"),
@@ -88,7 +90,11 @@ class NodeAgent(AgentProcess):
         command = [sys.executable, "-m", "pointsman.cli.main", "up", *where, *options]
         with self.log.open("ab") as log:
             self.process = self._node.lab.start(  # type: ignore[assignment]
-                command, self._node.place, stdout=log, stderr=log, env=self._environment(source)
+                command,
+                self._node.place,
+                stdout=log,
+                stderr=log,
+                env=self._environment(self._source),
             )
         if wait:
             until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 120)
@@ -187,8 +193,8 @@ class Topology:
             until(lambda: _listens(TARGET), f"the server of {name}")
         return pod
 
-    def publish(self, **spec: object) -> None:
-        """Nodes, the Service and its endpoints, for all agents."""
+    def publish(self, **spec: object) -> bool:
+        """Nodes, the Service and its endpoints, for all agents. False if nothing has changed."""
         objects = [node.manifest() for node in self.nodes.values()]
         status = {"loadBalancer": {"ingress": [{"ip": address} for address in VIP]}}
         families = {"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack"}
@@ -201,13 +207,20 @@ class Topology:
                 if pod.ready
             ]
             objects.append(slice_of(SERVICE, members, TARGET, family=family))
+        text = "\n---\n".join(objects)
         target = self.manifests / "web.yaml"
+        if target.exists() and target.read_text() == text:
+            return False
         fresh = self.manifests / ".web"
-        fresh.write_text("\n---\n".join(objects))
+        fresh.write_text(text)
         fresh.rename(target)
+        return True
 
     def start_agents(self, *options: str) -> None:
+        """Again, with other options, if they run."""
         for node in self.nodes.values():
+            if node.agent.process and node.agent.process.poll() is None:
+                node.agent.stop()
             node.agent.start(*options, wait=False)
         for node in self.nodes.values():
             until(node.agent.attached, f"an agent on {node.name}", 120)
@@ -230,10 +243,9 @@ class Topology:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with inside(self.client), socket.socket(family, socket.SOCK_DGRAM) as made:
             made.settimeout(5)
-            made.connect((address, port))
-            made.send(bytes(length))
-            answer = made.recv(65536)
-        assert len(answer) == length
+            made.sendto(bytes(length), (address, port))
+            answer, source = made.recvfrom(65536)
+        assert (len(answer), source[:2]) == (length, (address, port))
         pod, client, _ = answer.split(b"\n")[0].split()
         return pod.decode(), client.decode()
 

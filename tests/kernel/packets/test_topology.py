@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 import shutil
@@ -9,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from scapy.packet import Packet
@@ -25,6 +27,8 @@ from tests.support.topology import CLIENT, NODE_PORT, PORT, VIP, Node, Topology,
 
 #: Bytes of a download that takes longer than what happens meanwhile.
 LONG = 20_000_000
+#: Connections after which one of four endpoints has had none: once in 10**12.
+DRAWS = 100
 FAMILIES = [pytest.param(0, id="IPv4"), pytest.param(1, id="IPv6")]
 
 
@@ -53,16 +57,14 @@ def topology(built: Topology) -> Iterator[Topology]:
     yield built
 
 
-def _settle(built: Topology, **spec: object) -> None:
+def _settle(built: Topology) -> None:
     """Publishes, and waits until each node serves all that are ready and nobody else."""
-    built.publish(**spec)
+    if not built.publish():
+        return
     names = {pod.name for pod in built.pods.values() if pod.ready}
-
-    def served() -> bool:
-        return all(_seen(built, node.addresses.v4) == names for node in _nodes(built))
-
-    if not spec:
-        until(served, "all endpoints to be served by all nodes", 30)
+    for node in _nodes(built):
+        served = partial(_seen, built, node.addresses.v4)
+        until(lambda s=served: s() == names, f"all endpoints to be served by {node.name}", 30)
 
 
 def _nodes(built: Topology) -> list[Node]:
@@ -73,7 +75,7 @@ def _seen(built: Topology, address: str, port: int = NODE_PORT, wanted: int = 0)
     """Who answers many connections; no more are made once so many have answered. A connection that
     fails counts as an answer of nobody."""
     found: set[str] = set()
-    for _ in range(60):
+    for _ in range(DRAWS):
         try:
             found.add(built.ask(address, port)[0])
         except OSError:
@@ -111,7 +113,7 @@ def test_auto_serves_senders_that_leave_checksums_to_hardware(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_datagrams_as_long_as_quics(topology: Topology, family: int) -> None:
     address = topology.nodes["a"].addresses[family]
-    found = {topology.datagram(address, length=1350)[0] for _ in range(60)}
+    found = {topology.datagram(address, length=1350)[0] for _ in range(DRAWS)}
     assert found == {"a1", "b1", "b2", "c1"}
 
 
@@ -174,7 +176,7 @@ def test_an_endpoint_here_sees_the_client_one_elsewhere_the_node(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_traffic_policy_local(topology: Topology, family: int) -> None:
-    _settle(topology, externalTrafficPolicy="Local")
+    topology.publish(externalTrafficPolicy="Local")
     address = topology.nodes["b"].addresses[family]
     until(lambda: _seen(topology, address) == {"b1", "b2"}, "only the endpoints of the node")
     assert {topology.ask(address)[1] for _ in range(20)} == {CLIENT[family]}
@@ -189,21 +191,27 @@ def _download(
     built: Topology, address: str, length: int, midway: Callable[[], None] = lambda: None
 ) -> bool:
     """Whether what came is what was sent; `midway` is called when a part has come."""
+    with built.connect(address) as made, made.makefile("rb") as answer:
+        answer.readline()
+        return _get(made, answer, length, midway)
+
+
+def _get(
+    made: socket.socket, answer: BinaryIO, length: int, midway: Callable[[], None] = lambda: None
+) -> bool:
     wanted = hashlib.sha256(stream(length)).hexdigest()
     found = hashlib.sha256()
-    with built.connect(address) as made, made.makefile("rb") as answer:
-        made.settimeout(60)
-        answer.readline()
-        made.sendall(b"get %d\n" % length)
-        left, called = length, False
-        while left:
-            piece = answer.read(min(left, 1 << 16))
-            assert piece, f"it ended {left} bytes before its end"
-            found.update(piece)
-            left -= len(piece)
-            if not called and left < length / 2:
-                called = True
-                midway()
+    made.settimeout(60)
+    made.sendall(b"get %d\n" % length)
+    left, called = length, False
+    while left:
+        piece = answer.read(min(left, 1 << 16))
+        assert piece, f"it ended {left} bytes before its end"
+        found.update(piece)
+        left -= len(piece)
+        if not called and left < length / 2:
+            called = True
+            midway()
     return found.hexdigest() == wanted
 
 
@@ -214,8 +222,7 @@ def test_an_endpoint_that_fails_gets_nothing_more(topology: Topology, family: in
     try:
         _settle(topology)
         address = topology.nodes["a"].addresses[family]
-        found = {topology.ask(address)[0] for _ in range(40)}
-        assert found == {"a1", "b1", "c1"}
+        assert _seen(topology, address) == {"a1", "b1", "c1"}
     finally:
         pod.ready = True
 
@@ -276,15 +283,20 @@ def test_connections_outlive_the_agent(topology: Topology, family: int) -> None:
         node.agent.start()
 
 
-def test_an_upgrade_during_a_download(topology: Topology, tmp_path: Path) -> None:
-    """Other programs, the same flows: the download goes on, and is whole."""
-    for number, node in enumerate(_nodes(topology)):
-        for family, address in enumerate(node.addresses):
-            source = tmp_path / f"{number}{family}"
-            shutil.copytree(abi.source_directory(), source)
-            with (source / "packets.c").open("a") as text:
-                text.write(f"/* version {number}{family} */\n")
-            assert _download(topology, address, LONG, partial(_upgrade, node, source))
+def test_an_upgrade_during_downloads(topology: Topology, tmp_path: Path) -> None:
+    """Other programs, the same flows: a download of each family goes on, and is whole."""
+    node = topology.nodes["a"]
+    source = tmp_path / "bpf"
+    shutil.copytree(abi.source_directory(), source)
+    with (source / "packets.c").open("a") as text:
+        text.write("/* another version */\n")
+    whole = []
+
+    def another() -> None:
+        whole.append(_download(topology, node.addresses.v6, LONG, partial(_upgrade, node, source)))
+
+    whole.append(_download(topology, node.addresses.v4, LONG, another))
+    assert whole == [True, True]
 
 
 def _upgrade(node: Node, source: Path) -> None:
@@ -310,7 +322,7 @@ def test_a_moved_connection_is_never_answered_by_a_stranger(
 ) -> None:
     """The node that it comes to knows nothing of it. Tables are equal, so it goes to its endpoint;
     which goes on, or ends it, by whom it takes its client for."""
-    made = topology.connect(VIP[family], PORT)
+    made = topology.connect(VIP[family], PORT, timeout=1)
     with made, made.makefile("rb") as lines:
         lines.readline()
         topology.route_vip("b")
@@ -322,6 +334,102 @@ def test_a_moved_connection_is_never_answered_by_a_stranger(
         finally:
             topology.route_vip("a")
     assert answer in (b"still there?\n", b"")
+
+
+# -- direct server return ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def direct(built: Topology) -> Topology:
+    """All agents started again with `--dispatch dsr`, for all tests that come after."""
+    built.start_agents("--dispatch", "dsr")
+    return built
+
+
+@pytest.fixture
+def dsr(direct: Topology) -> Topology:
+    _settle(direct)
+    return direct
+
+
+ELSEWHERE = {"b1", "b2", "c1"}
+
+
+def _connect_elsewhere(built: Topology, address: str) -> tuple[str, socket.socket, BinaryIO]:
+    """A connection by way of node a to an endpoint on another node."""
+    for _ in range(DRAWS):
+        made = built.connect(address, PORT)
+        answer = made.makefile("rb")
+        pod = answer.readline().split()[0].decode()
+        if pod in ELSEWHERE:
+            return pod, made, answer
+        answer.close()
+        made.close()
+    raise AssertionError("always the endpoint here")
+
+
+def _bytes(node: Node) -> tuple[int, int]:
+    """What a node's eth0 has received and sent."""
+    with inside(node.site.namespace):
+        lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
+    [eth0] = [line.split(":")[1].split() for line in lines if line.strip().startswith("eth0:")]
+    return int(eth0[0]), int(eth0[8])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_dsr_endpoints_see_the_client_who_sees_the_vip(dsr: Topology, family: int) -> None:
+    for ask in (dsr.ask, dsr.datagram):  # which look at whom the answer comes from
+        found = {ask(VIP[family], PORT) for _ in range(DRAWS)}
+        assert found == {(pod, CLIENT[family]) for pod in ("a1", *ELSEWHERE)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_dsr_the_endpoints_node_answers_the_client_itself(dsr: Topology, family: int) -> None:
+    """A download does not pass the node that the client sends to; an upload in full packets, which
+    do not fit the tunnel, arrives all the same."""
+    pod, made, answer = _connect_elsewhere(dsr, VIP[family])
+    first, its = dsr.nodes["a"], dsr.pods[pod].node
+    with made, answer:
+        before, its_before = _bytes(first), _bytes(its)
+        assert _get(made, answer, LONG)
+        received, sent = (now - then for now, then in zip(_bytes(first), before, strict=True))
+        assert _bytes(its)[1] - its_before[1] > LONG
+        assert max(received, sent) < LONG / 10, "acknowledgements only"
+        line = b"x" * 300_000 + b"\n"
+        made.sendall(line)
+        assert answer.readline() == line
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_dsr_a_packet_that_fits_no_tunnel_is_told_of_by_its_vip(
+    dsr: Topology, family: int
+) -> None:
+    """The client's kernel believes an error only if it quotes what this socket sent to the VIP."""
+    level, discover, ask_mtu, headers, wanted = (
+        (socket.IPPROTO_IP, 10, 14, 28, 1480),  # IP_MTU_DISCOVER, IP_MTU
+        (socket.IPPROTO_IPV6, 23, 24, 48, 1460),
+    )[family]
+    for _ in range(DRAWS):
+        with inside(dsr.client):
+            made = socket.socket((socket.AF_INET, socket.AF_INET6)[family], socket.SOCK_DGRAM)
+        with made:
+            made.settimeout(5)
+            made.setsockopt(level, discover, 3)  # with DF, whatever was learned of the way before
+            made.connect((VIP[family], PORT))
+            made.send(b"x")
+            if made.recv(64).split()[0].decode() not in ELSEWHERE:
+                continue
+            made.send(bytes(1500 - headers))
+            until(lambda s=made: _error_of(s) == errno.EMSGSIZE, "the error")
+            assert made.getsockopt(level, ask_mtu) == wanted
+            made.send(bytes(wanted - headers))
+            assert len(made.recv(2048)) == wanted - headers
+            return
+    raise AssertionError("always the endpoint here")
+
+
+def _error_of(made: socket.socket) -> int:
+    return made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def test_a_node_that_fails_takes_only_its_own(built: Topology) -> None:
