@@ -75,27 +75,38 @@ static __always_inline bool has_ended(__u32 flags, __u32 answers)
 	return (endpoint & FLOW_RST) / (FLOW_RST / FLOW_FIN) | (flags & answers & FLOW_FIN);
 }
 
+/* Who asks whether a flow is over. */
+enum claim {
+	OF_NOBODY, /* the sweep */
+	OF_ITS_CLIENT, /* a new connection from the same port */
+	OF_ANOTHER, /* who needs the flow's port of this node: there are few */
+};
+
+#define UNANSWERED 5 /* seconds until another may take the port of a flow that nobody answered */
+
 /*
  * How long a flow with these two entries may be silent, ns. `back` may be NULL.
  *
  * Whoever knows a client's address and port can send an RST in its name. The endpoint ignores one whose
  * sequence number is not the right one, but that can't be told here. So it does not close the flow: it
  * cuts its patience down to that for what is not acknowledged, and any other packet of the client
- * takes it back, see touch(). Its port of this node may be `taken` earlier: there are few.
+ * takes it back, see touch().
  */
 static __always_inline __u64 patience(const struct packet_settings *how, const struct flow *flow,
-				      const struct flow *back, const bool taken)
+				      const struct flow *back, const enum claim claim)
 {
 	__u32 flags = flow->flags, answers = back ? back->flags : 0;
 	/* With DSR no answer ever comes by here. */
 	bool spoken = flags & (flags & FLOW_DSR ? flags : answers) & FLOW_ANSWERED;
 
+	if (claim == OF_ANOTHER && !spoken)
+		return SECONDS(UNANSWERED);
 	if (flow->other.proto != IPPROTO_TCP)
 		return SECONDS(spoken ? how->udp_open : how->udp_new);
 	if (has_ended(flags, answers))
 		return SECONDS(how->tcp_closing);
 	if ((flags | answers) & FLOW_RST)
-		return SECONDS(taken ? how->tcp_closing : how->tcp_new);
+		return SECONDS(claim ? how->tcp_closing : how->tcp_new);
 	return SECONDS(spoken ? how->tcp_open : how->tcp_new);
 }
 
@@ -109,26 +120,26 @@ static __always_inline struct flow *mate_of(struct tuple *key, struct flow *flow
 }
 
 static __always_inline bool is_over(const struct packet_settings *how, struct tuple *key,
-				    struct flow *flow, const bool taken, __u64 now)
+				    struct flow *flow, const enum claim claim, __u64 now)
 {
 	struct flow *back = mate_of(key, flow);
 	__u64 seen = flow->seen;
 
 	if (back && (__s64)(back->seen - seen) > 0)
 		seen = back->seen;
-	return (__s64)(now - seen) > (__s64)patience(how, flow, back, taken);
+	return (__s64)(now - seen) > (__s64)patience(how, flow, back, claim);
 }
 
 /* Another connection may take its place. One end that has said FIN still gets what the other sends. */
 static __always_inline bool is_free(const struct packet_settings *how, struct tuple *key,
-				    struct flow *flow, __u64 now)
+				    struct flow *flow, const enum claim claim, __u64 now)
 {
 	struct flow *back = mate_of(key, flow);
 	__u32 answers = back ? back->flags : 0;
 
 	if (has_ended(flow->flags, answers))
 		return true;
-	return is_over(how, key, flow, true, now);
+	return is_over(how, key, flow, claim, now);
 }
 
 /* Whether the endpoint was in a set when it was last written. */
@@ -238,7 +249,7 @@ static __always_inline __u32 begin_flow(const struct packet_settings *how, struc
 			struct tuple former = taken->other;
 
 			if (!same_tuple(&former, key)) {
-				if (!is_free(how, &flow->other, taken, now))
+				if (!is_free(how, &flow->other, taken, OF_ANOTHER, now))
 					continue;
 				/* Its client's next packet must not come out as one of this flow. */
 				flows.delete(&former);

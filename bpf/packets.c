@@ -278,7 +278,7 @@ static __always_inline struct flow *flow_of(struct pass *pass)
 	if (!(flow->flags & FLOW_REPLY)) {
 		/* TCP connections end with their endpoint, datagrams go to another one. */
 		bool anew = tcp ? (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
-					  (has_left(flow) || is_free(pass->how, &p->tuple, flow, pass->now)) :
+					  (has_left(flow) || is_free(pass->how, &p->tuple, flow, OF_ITS_CLIENT, pass->now)) :
 				  has_left(flow);
 
 		if (anew) {
@@ -748,7 +748,7 @@ int sweep(struct xdp_md *ctx)
 		if (!key)
 			break;
 		flow = find_flow(key, &fresh);
-		if (!flow || !is_over(how, key, flow, false, now))
+		if (!flow || !is_over(how, key, flow, OF_NOBODY, now))
 			continue;
 		ended++;
 		/* With the first half that is met the other goes, too, if it is this one's. */

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from pointsman import abi
 from pointsman.flows import (
-    FIN,
-    RST,
+    CLOSING,
+    RESET,
     SECOND,
     Flow,
     Tuple,
@@ -242,8 +242,10 @@ class _Walk:
         """Whether the packet is chosen for anew."""
         if self._to.protocol != TCP:
             return left
-        patience = timeout(timeouts_of(self._packets.settings()), TCP, flow.state) * SECOND
-        replaceable = bool(flow.flags & (FIN | RST)) or self._now - flow.seen > patience
+        # As is_free() of bpf/flow.h: what the client has reset lasts as long as what is closing.
+        state = CLOSING if flow.state == RESET else flow.state
+        patience = timeout(timeouts_of(self._packets.settings()), TCP, state) * SECOND
+        replaceable = flow.state == CLOSING or self._now - flow.seen > patience
         return self._begins and (left or replaceable)
 
     # -- frontend --------------------------------------------------------------------------------

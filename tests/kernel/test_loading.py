@@ -53,8 +53,8 @@ def opened(generation: Generation, name: str) -> Iterator[bpf.Map]:
 
 
 def start(node: AgentProcess, *options: str, source: Path | None = None) -> None:
-    """With time for a verifier on a busy machine."""
-    node.start(*options, source=source, wait=False)
+    """With time for a verifier on a busy machine; XDP on a veth has to be asked for."""
+    node.start("--xdp-mode", "native", *options, source=source, wait=False)
     until(node.attached, f"an attached agent; its log: {node.log.read_text()}", 240)
 
 
