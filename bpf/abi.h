@@ -282,6 +282,27 @@ struct flow {
 	struct way way;
 };
 
+/* recent: what XDP did a moment ago with an IPv4 packet of these addresses and ports. 64 bytes, one line. */
+struct recent {
+	__be32 source;
+	__be32 destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 device; /* ifindex of what the frame came in at, and goes out of */
+	__be32 new_source;
+	__be32 new_destination;
+	__be16 new_source_port;
+	__be16 new_destination_port;
+	__u32 endpoint; /* as in struct flow */
+	__u32 generation; /* 0 = of a reply, which goes on though its endpoint has left */
+	__u8 macs[12]; /* as in struct way */
+	__u16 mtu;
+	__u8 proto;
+	__u8 verdict; /* PACKET_… */
+	__u32 check; /* of the rest: CPUs write without a lock */
+	__u64 until; /* CLOCK_MONOTONIC, ns */
+};
+
 /* affinity_clients: a client outside is an address. Value: struct affinity. */
 struct client_key {
 	__be32 addr[4];

@@ -264,6 +264,8 @@ static __always_inline __u32 begin_flow(const struct packet_settings *how, struc
 		}
 		if (error)
 			return DROP_NO_ROOM;
+		forget(key);
+		forget(&flow->other);
 		flows.delete(key);
 		if (flows_new.update(key, flow)) {
 			flows_new.delete(&flow->other);

@@ -52,6 +52,8 @@ MAP(lru_hash, mptcp, __u64, struct socket, MAX_MPTCP, 0);
 #ifdef HAVE_PACKETS
 MAP(hash, flows, struct tuple, struct flow, MAX_FLOWS, BPF_F_NO_PREALLOC);
 MAP(lru_hash, flows_new, struct tuple, struct flow, MAX_FLOWS_NEW, 0);
+/* Can be mapped, and is not: so its elements begin where lines of memory do. A power of two. */
+MAP(array, recent, __u32, struct recent, MAX_RECENT, BPF_F_MMAPABLE);
 MAP(lru_hash, affinity_clients, struct client_key, struct affinity, MAX_AFFINITY, 0);
 MAP(lru_hash, fragments, struct fragment_key, struct fragment, MAX_FRAGMENTS, 0);
 MAP(lru_hash, held_fragments, struct fragment_key, __u64, MAX_FRAGMENTS, 0);

@@ -17,6 +17,7 @@
 #include "lookup.h"
 #include "affinity.h"
 #include "parse.h"
+#include "recent.h"
 #include "flow.h"
 #include "fragment.h"
 #include "select.h"
@@ -40,6 +41,7 @@ struct scratch {
 	struct client client;
 	struct fragment_key fragment_key;
 	struct answer answer;
+	struct recent recent;
 };
 
 BPF_PERCPU_ARRAY(scratch, struct scratch, 1);
@@ -152,8 +154,8 @@ static __always_inline int too_big(struct pass *pass, const bool xdp, __u32 mtu,
 }
 
 /*
- * Whether what was asked last still goes for this packet. Routes and neighbours are asked again four
- * times a second: who asks for each packet pays for it a third of what the packet costs.
+ * Whether what was asked last still goes for this packet. Routes and neighbours are asked again twice
+ * a second: who asks for each packet pays for it a third of what the packet costs.
  */
 static __always_inline bool is_known(const struct pass *pass, const struct way *way)
 {
@@ -183,6 +185,8 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 	if (p->ttl <= 1)
 		return GO_ON(xdp);
 	if (xdp && !error && !tunnel && is_known(pass, &flow->way)) {
+		if (is_plain(p) && flow->flags & FLOW_ANSWERED && flow->way.lower == flow->way.from)
+			remember(pass->ctx, &p->tuple, &of->to, flow, verdict, pass->now);
 		if (!rewrite(pass->ctx, true, p, &of->to, true))
 			return XDP_DROP;
 		tell(pass, verdict, &of->to, owner);
@@ -221,6 +225,29 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 	if (xdp)
 		return send_frame(pass->ctx, &flow->way);
 	return send_by_kernel(pass->ctx, of->way.ifindex, pass->device & DEVICE_RAW);
+}
+
+/* As the flow's last packet, if that was a moment ago. -1 if not. Who traces wants to know more. */
+static __always_inline int send_again(struct pass *pass)
+{
+	struct scratch *of = pass->of;
+	struct recent *as = &of->recent;
+	struct way way = {};
+
+	if (!is_plain(&of->packet) || pass->how->trace_until >= pass->now ||
+	    !recall(pass->ctx, &of->packet, pass->now, as))
+		return -1;
+	v4_address(of->to.source, as->new_source);
+	v4_address(of->to.destination, as->new_destination);
+	of->to.source_port = as->new_source_port;
+	of->to.destination_port = as->new_destination_port;
+	of->to.proto = as->proto;
+	if (!rewrite(pass->ctx, true, &of->packet, &of->to, true))
+		return XDP_DROP;
+	tell(pass, as->verdict, &of->to, 0);
+	way.lower = as->device;
+	__builtin_memcpy(way.macs, as->macs, sizeof(way.macs));
+	return send_frame(pass->ctx, &way);
 }
 
 /* A pod that reached itself: back to where it came from, because no route leads there. */
@@ -288,13 +315,17 @@ static __always_inline struct flow *flow_of(struct pass *pass)
 			return NULL;
 		}
 	}
+	/* What comes behind it is to be noted again. */
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		forget(&p->tuple);
 	/* Only then: a flow that nobody answers must not look for an answer with every packet. */
 	if (touch(flow, p->tcp_flags, pass->now) && fresh) {
 		of->flow = *flow;
 		done = promote(&p->tuple, &of->flow, &of->reply);
 		if (done)
 			tell(pass, done, &p->tuple, of->flow.owner);
-		return &of->flow;
+		if (done == FLOW_PROMOTED)
+			return &of->flow;
 	}
 	return flow;
 }
@@ -663,11 +694,22 @@ static __always_inline int process(struct pass *pass, const bool xdp)
 	enum kind kind;
 
 	__builtin_memset(p, 0, sizeof(*p));
-	device = devices.lookup(&pass->ifindex);
-	/* A device that only carries VLANs of ours has no flag. */
+	pass->how = get_packet_settings();
+	if (!pass->how)
+		return GO_ON(xdp);
+	pass->now = bpf_ktime_get_coarse_ns();
+	device = xdp ? NULL : devices.lookup(&pass->ifindex);
 	kind = parse(pass->ctx, xdp, !xdp && device && device->flags & DEVICE_RAW, p);
 	if (kind == OTHER)
 		return GO_ON(xdp);
+	if (xdp) {
+		int done = kind == TRANSPORT ? send_again(pass) : -1;
+
+		if (done >= 0)
+			return done;
+		/* A device that only carries VLANs of ours has no flag. */
+		device = devices.lookup(&pass->ifindex);
+	}
 	if (p->vlan) {
 		tag.lower = pass->ifindex;
 		tag.vlan = p->vlan;
@@ -684,10 +726,6 @@ static __always_inline int process(struct pass *pass, const bool xdp)
 	pass->device = device->flags;
 	if (!(pass->device & (DEVICE_NODE | DEVICE_POD)))
 		return GO_ON(xdp);
-	pass->how = get_packet_settings();
-	if (!pass->how)
-		return GO_ON(xdp);
-	pass->now = bpf_ktime_get_coarse_ns();
 	if (kind == TRANSPORT)
 		return on_transport(pass, xdp);
 	if (kind == ICMP_MESSAGE)

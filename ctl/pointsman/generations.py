@@ -41,6 +41,7 @@ class Sizes:
             "MAX_SOURCE_RANGES": 16384,
             "MAX_FLOWS": self.flows,
             "MAX_FLOWS_NEW": self.flows_new,
+            "MAX_RECENT": 1 << 17,
             "MAX_FRAGMENTS": 8192,
             "MAX_DEVICES": 256,
             "MAX_TRACE_BYTES": 1 << 20,

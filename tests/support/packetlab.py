@@ -241,6 +241,9 @@ class PacketLab:
             state = self.map(name)
             for key in [key for key, _ in state.items()]:
                 state.delete(key)
+        recent = bpf.Array(self.map("recent"))
+        recent.write(0, bytes(recent.stride * recent.entries))
+        recent.close()
         # How many errors this second has seen: a test must not pay for the one before it.
         told = map_of(self.program("xdp_ingress"), "icmp_budget")
         told.update(bytes(4), bytes(told.info.value_size * bpf.possible_cpus()))
