@@ -9,9 +9,6 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, settings
 
-# An agent of a test never serves the devices of the machine that it runs on.
-os.environ["POINTSMAN_DEVICES"] = "none"
-
 # What a shell runs in the background ignores Ctrl-C, and so would all that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,6 +23,7 @@ from pointsman.dns import DnsServer
 from pointsman.edge import Edge
 from pointsman.errors import PointsmanError
 from pointsman.events import Changed, Event, Listed, Problem, Problems, Reach
+from pointsman.generations import Loaded
 from pointsman.leftbehind import LeftBehind
 from pointsman.objects import EndpointSlice, Ref, Service
 from pointsman.plan import Garbage
@@ -83,7 +84,7 @@ class _Probed:
     """A server opened, or failed to."""
 
 
-_Told = Found | Reaped | OptedOut | DevicesNow
+_Told = Found | Reaped | OptedOut | DevicesNow | Loaded
 _Message = Event | _Probed | _Reclaimed | _Addresses | _Told | Reconfigured
 
 
@@ -161,6 +162,7 @@ class Agent:
             )
             self._start_dns()
             self._sync.open()
+            self._telemetry.loading(self._sync.loaded.packets_due)
             self._left_behind = LeftBehind(
                 self._sync.loaded.generation.maps,
                 self._sync.maps.wait_for_readers,
@@ -193,7 +195,9 @@ class Agent:
             if threads:
                 self._write_status(stopped=True)
             self._edge.close()
-            lock.release()
+            # A loader that is still at work pins until this process ends, and the lock with it.
+            if not self._edge.pinning:
+                lock.release()
 
     def _bodies(self) -> list[tuple[str, Callable[[], None]]]:
         bodies: list[tuple[str, Callable[[], None]]] = [
@@ -342,8 +346,12 @@ class Agent:
                 case OptedOut():
                     self._surroundings.take(message)
                     self._sync.skip()
+                case Loaded():
+                    self._edge.begin(message)
+                    self._telemetry.loading(message.packets)
                 case DevicesNow():
                     self._edge.take(message)
+                    self._telemetry.loading(False)
                 case Reconfigured():
                     self._reconfigure(message)
                 case _Probed():

@@ -16,6 +16,8 @@ def device_report(told: Mapping[str, Any] | None, links: Iterable[DeviceLink]) -
     told = told or {}
     return {
         "wanted": bool(told.get("wanted")),
+        "named": bool(told.get("named", told.get("wanted"))),
+        "loading": bool(told.get("loading")),
         "error": told.get("error") or "",
         "former": bool(told.get("former")),
         "items": [{name: row.get(name) for name in _COLUMNS} for row in told.get("items") or ()],
@@ -34,8 +36,20 @@ def device_report(told: Mapping[str, Any] | None, links: Iterable[DeviceLink]) -
 
 
 def device_reasons(report: Report) -> list[str]:
-    """Why this node does not serve what it was asked to. What is served by one program of two, or
-    more slowly, is no reason: problems tell of it."""
+    """Why this node does not serve what it was asked to, by name. What is served by one program of
+    two, or more slowly, is no reason: problems tell of it."""
+    return _unserved(report) if report["named"] else []
+
+
+def device_warnings(report: Report) -> list[str]:
+    """What serves packets is not what should, or what `auto` found is not served."""
+    found = [] if report["named"] else _unserved(report)
+    if report["former"]:
+        found.append(f"programs of a former version serve packets from outside: {report['error']}")
+    return found
+
+
+def _unserved(report: Report) -> list[str]:
     if report["error"] and not report["former"]:
         return [f"packets from outside are not served: {report['error']}"]
     return [
@@ -44,10 +58,3 @@ def device_reasons(report: Report) -> list[str]:
         # A pattern may be meant for what is to come.
         if not row["served"] and not set(row["name"]) & set("*?[")
     ]
-
-
-def device_warnings(report: Report) -> list[str]:
-    """What serves packets is not what should."""
-    if not report["former"]:
-        return []
-    return [f"programs of a former version serve packets from outside: {report['error']}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pointsman.devices import (
     AUTO,
@@ -95,7 +95,7 @@ def problems(
     choice: Choice,
     outcomes: Sequence[Outcome],
 ) -> tuple[Problem, ...]:
-    """All of them; errors are what is not in force."""
+    """All of them; errors are what was asked for by name and is not in force."""
     if not packets.wanted:
         return ()
     found = [*choice.problems, *_ports(packets, seen, around), *_tags(packets, seen, choice)]
@@ -112,6 +112,8 @@ def problems(
         )
     for each in outcomes:
         found += _of(packets, each)
+    if not packets.named:
+        found = [replace(p, severity="warning") if p.reason == _REASON else p for p in found]
     return tuple(found)
 
 

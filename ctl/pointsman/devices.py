@@ -59,6 +59,12 @@ class Packets:
         """Whether there are packet programs at all."""
         return bool(self.devices)
 
+    @property
+    def named(self) -> bool:
+        """Whether any device was asked for by name. What hinders `auto`, which is the default, is
+        a warning: the node may have nobody outside."""
+        return self.wanted and (self.devices != (AUTO,) or bool(self.pod_devices))
+
 
 @dataclass(frozen=True, slots=True)
 class Device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +22,17 @@ log = logging.getLogger("pointsman.agent")
 
 
 class Edge:
-    """`put` gets a DevicesNow from the thread of `run`; everything else is called on the thread
-    that owns the maps."""
+    """`put` gets a Loaded and DevicesNow from the thread of `run`; everything else is called on the
+    thread that owns the maps."""
 
-    def __init__(self, settings: Settings, put: Callable[[DevicesNow], None]) -> None:
+    def __init__(self, settings: Settings, put: Callable[[DevicesNow | Loaded], None]) -> None:
+        self._packets = settings.packets
         self._wanted = settings.packets.wanted
         self._settings = settings
+        self._put = put
+        self._pins = Pins(settings.bpffs, settings.sizes)
+        self._due: queue.SimpleQueue[Loaded | None] = queue.SimpleQueue()
+        self.pinning = False  # a loader of ours is at work
         self._watch = DeviceWatch(settings.packets, settings.bpffs, put)
         self._now = DevicesNow()
         self._left: tuple[Problem, ...] = ()  # what runs still, and should not
@@ -36,9 +42,15 @@ class Edge:
         self._stopped = False
 
     def run(self) -> None:
-        """Follows devices until `stop`, on a thread of its own."""
-        if self._wanted:
-            self._watch.run()
+        """Loads what is due, then follows devices until `stop`, on a thread of its own."""
+        if not self._wanted:
+            return
+        loaded = self._due.get()
+        if loaded and not self._stopped:
+            self.pinning = True
+            self._put(self._pins.load_packets(loaded))
+            self.pinning = False
+        self._watch.run()
 
     def sweep(self) -> None:
         """Takes expired flows away until `stop`, on a thread of its own."""
@@ -50,6 +62,7 @@ class Edge:
     def stop(self) -> None:
         """Any thread may call it."""
         self._stopped = True
+        self._due.put(None)
         self._watch.stop()
         if self._sweeper:
             self._sweeper.stop()
@@ -61,8 +74,15 @@ class Edge:
             self._sweeper.close()
 
     def begin(self, loaded: Loaded) -> None:
-        """The maps are filled, sockets are served: now devices, or nothing on them any more."""
+        """The maps are filled, sockets are served: now devices, or nothing on them any more. Where
+        the programs for packets are still due, `run` loads them, and tells what came of it."""
         self._loaded = loaded
+        self._due.put(loaded if loaded.packets_due else None)
+        if loaded.packets_due:
+            return
+        if loaded.packets_error:
+            instead = "former ones go on" if loaded.packets else "packets are not served"
+            log.error("%s; %s", loaded.packets_error, instead)
         if loaded.packets:
             packets = loaded.generation.packets
             programs, maps = packets.programs, packets.maps
@@ -79,9 +99,10 @@ class Edge:
             except PointsmanError as error:
                 self._left = (Problem(str(error), "the agent tries it when it starts"),)
         if not self._wanted:
-            Pins(self._settings.bpffs, self._settings.sizes).drop_packets(loaded.generation)
+            self._pins.drop_packets(loaded.generation)
 
     def want(self, packets: Packets, around: Surrounding) -> None:
+        self._packets = packets
         if self._wanted:
             self._watch.want(packets, around)
 
@@ -115,6 +136,7 @@ class Edge:
                 Problem(
                     "packets from outside are not served: " + self._error,
                     "see the agent's log; --devices none if nobody comes from outside",
+                    severity="error" if self._packets.named else "warning",
                     reason="DeviceNotServed",
                 )
             )
@@ -131,6 +153,8 @@ class Edge:
             "packets": self.sweeping(),
             "devices": {
                 "wanted": self._wanted,
+                "named": self._packets.named,
+                "loading": bool(self._loaded and self._loaded.packets_due),
                 "error": self._error,
                 "former": self._former,
                 "items": list(self._now.rows),

@@ -95,6 +95,7 @@ class Loaded:
     previous: Generation | None = None
     rebuilt: tuple[str, ...] = ()  # maps that start empty, to be filled before anything flips
     packets: bool = False  # whether there are programs for packets, in generation.packets
+    packets_due: bool = False  # they are still to be loaded
     #: Why those of this version could not be loaded; with `packets`, former ones serve instead.
     packets_error: str = ""
     #: Entries of flows as asked for, and as they are, where that could not be changed.

@@ -142,15 +142,21 @@ class Pins:
         if stat.S_IMODE(status.st_mode) != 0o700:
             self.root.chmod(0o700)
 
-    def load(self, *, packets: bool = False) -> Loaded:
+    def load(self, *, packets: bool = False, later: bool = False) -> Loaded:
         """Pins programs and maps of this source and these sizes, compiling if that is needed.
         Changes nothing that runs. Call with the agent's lock held.
 
         `packets`: those for packets as well. If the kernel or the compiler does not take them,
         sockets are served all the same: `packets_error` says why. Packets then go on being served
         by the programs that do so now, if those understand the maps.
+
+        `later`: where none are yet, sockets need not wait for them. `packets_due` then leaves them
+        to `load_packets`: there are no maps of another generation that they would have to take over
+        before its pins go.
         """
         self.prepare_root()
+        if packets and later and not self._has_packets():
+            return replace(self._load(packets=False), packets_due=True)
         kept = self._flows_in_use() if packets else None
         if kept in (None, self.sizes.flows):
             return self._load(packets=packets)
@@ -192,7 +198,7 @@ class Pins:
         elif self.current is None:
             self._point_to(generation)
         loaded = Loaded(generation, compiled, previous, rebuilt)
-        return self._load_packets(loaded) if packets else loaded
+        return self.load_packets(loaded) if packets else loaded
 
     def _specs(self, generation: Generation) -> dict[str, abi.MapSpec]:
         features = [f for f in FEATURES[0] if f != "HAVE_MPTCP" or generation.has("mptcp")]
@@ -286,8 +292,16 @@ class Pins:
 
     # -- packets -----------------------------------------------------------------------------
 
-    def _load_packets(self, loaded: Loaded) -> Loaded:
-        """The programs for packets, or those that serve packets now."""
+    def _has_packets(self) -> bool:
+        """Whether programs for packets are pinned, or run."""
+        current = self.current
+        pinned = current is not None and current.packets.has_packets
+        return pinned or bool(DeviceLinks(self.root).present())
+
+    def load_packets(self, loaded: Loaded) -> Loaded:
+        """Adds the programs for packets, or those that serve packets now, to what `load` gave. Any
+        thread may call it, with the agent's lock held."""
+        loaded = replace(loaded, packets_due=False)
         generation, specs = loaded.generation, self._packet_specs()
         before = (loaded.previous or generation).packets
         try:

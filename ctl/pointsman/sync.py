@@ -78,12 +78,9 @@ class Sync:
 
     def open(self) -> None:
         """Loads the programs and reads the maps. Raises what `Pins.load` does."""
-        self._loaded = self._pins.load(packets=self._settings.packets.wanted)
+        self._loaded = self._pins.load(packets=self._settings.packets.wanted, later=True)
         name = self._loaded.generation.name
         log.info("loaded generation=%s compiled=%s", name, self._loaded.compiled)
-        if self._loaded.packets_error:
-            instead = "former ones go on" if self._loaded.packets else "packets are not served"
-            log.error("%s; %s", self._loaded.packets_error, instead)
         self.maps = Maps(self._loaded.generation.maps, self._loaded.generation.programs)
         self._planner = self._new_planner()
 
@@ -94,7 +91,9 @@ class Sync:
             previous = View(self._loaded.previous.maps)
             inherited = previous.snapshot()
             previous.close()
-        return take_over(self.maps, inherited, packets=self._loaded.packets)
+        # Of those that are due nobody knows yet whether the kernel takes them.
+        packets = self._loaded.packets or self._loaded.packets_due
+        return take_over(self.maps, inherited, packets=packets)
 
     @property
     def loaded(self) -> Loaded:

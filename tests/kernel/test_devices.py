@@ -673,6 +673,11 @@ def served(node: AgentProcess, name: str) -> bool:
     return bool(devices_of(node).get(name, {}).get("served"))
 
 
+def problems_of(node: AgentProcess) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = node.status()["problems"]
+    return found
+
+
 def test_an_agent_serves_devices_and_leaves_them_served(
     node: AgentProcess, eth: str, changed_source: Callable[..., Path]
 ) -> None:
@@ -713,7 +718,8 @@ def test_an_agent_without_devices_takes_back_what_another_attached(
     assert not links_of(node)
     assert xdp_of(eth) == ()
     assert node.status()["devices"] == {
-        "wanted": False, "error": "", "former": False, "items": []
+        "wanted": False, "named": False, "loading": False, "error": "", "former": False,
+        "items": [],
     }  # fmt: skip
     maps = {path.name for path in (node.root / "current" / "maps").iterdir()}
     assert not maps & {"flows", "devices", "packet_settings"}
@@ -739,6 +745,31 @@ def test_programs_that_can_not_be_loaded_leave_sockets_served(
     assert any("not served: the packet programs" in p["message"] for p in status["problems"])
     assert node.cli("status", check=False, source=broken).returncode == 1
     assert not links_of(node)
+    node.stop()
+
+    # As nobody asked for them by name, they are no reason to call the node unhealthy.
+    node.start("--devices", "auto", source=broken)
+    done = node.cli("status", check=False, source=broken)
+    assert (done.returncode, "warning: packets from outside are not served" in done.stderr) == (
+        0,
+        True,
+    )
+    assert {p["severity"] for p in node.status()["problems"]} == {"warning"}
+
+
+def test_auto_serves_the_way_out_and_is_content_without_one(node: AgentProcess, eth: str) -> None:
+    """The namespace of these tests has no default route."""
+    node.start("--devices", "auto")
+    until(
+        lambda: any("no device has a default route" in p["message"] for p in problems_of(node)),
+        "the warning",
+    )
+    assert {p["severity"] for p in problems_of(node)} == {"warning"}
+    assert (node.cli("status", check=False).returncode, links_of(node)) == (0, {})
+
+    run("ip", "route", "add", "default", "via", "192.0.2.254", "dev", eth)
+    until(lambda: served(node, eth), f"a row of {eth}")
+    assert not any("default route" in p["message"] for p in problems_of(node))
 
 
 def test_the_device_of_a_pod_that_opted_out_is_served(node: AgentProcess, eth: str) -> None:

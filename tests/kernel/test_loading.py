@@ -16,12 +16,13 @@ from pointsman.flows import ANSWERED, RST, SECOND
 from pointsman.packetmaps import now
 from pointsman.pins import Generation, Pins
 from tests.kernel.test_devices import devices_of, links_of, served, veth
-from tests.support.agents import AgentProcess
+from tests.support.agents import AgentProcess, endpoints, service
 from tests.support.flows import entries
 from tests.support.kernel import SMALL, run, until
 
 pytestmark = pytest.mark.kernel
 
+VIP = "10.96.0.7"
 _INCLUDE = "#include <linux/bpf.h>\n"
 _SWEEP = "int sweep(struct xdp_md *ctx)\n{\n"
 #: Compiles, and no verifier takes it.
@@ -55,7 +56,7 @@ def opened(generation: Generation, name: str) -> Iterator[bpf.Map]:
 def start(node: AgentProcess, *options: str, source: Path | None = None) -> None:
     """With time for a verifier on a busy machine; XDP on a veth has to be asked for."""
     node.start("--xdp-mode", "native", *options, source=source, wait=False)
-    until(node.attached, f"an attached agent; its log: {node.log.read_text()}", 240)
+    until(node.settled, f"an attached agent; its log: {node.log.read_text()}", 240)
 
 
 def put_flow(node: AgentProcess, *, flags: int = ANSWERED, age: int = 0) -> None:
@@ -102,6 +103,41 @@ def test_what_fails_is_named(root: Path, changed_source: Callable[..., Path]) ->
     source = changed_source(("sock.c", _INCLUDE, f"#error nonsense\n{_INCLUDE}"))
     with pytest.raises(errors.NoCompiler, match="the socket programs could not be loaded: bcc"):
         Pins(root, SMALL, source).load(packets=True)
+
+
+# -- sockets first -------------------------------------------------------------------------------
+
+
+def test_sockets_do_not_wait_for_packets_where_none_were_served(
+    node: AgentProcess, eth: str, changed_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A compiler that hangs stands for one that takes long. It ends with its agent."""
+    endless = tmp_path / "endless.h"
+    os.mkfifo(endless)
+    source = changed_source(("packets.c", _INCLUDE, f"#include <{endless}>\n{_INCLUDE}"))
+    node.write("web.yaml", service("web", VIP) + "\n---\n" + endpoints("web", ("10.244.0.9", 80)))
+    node.start("--devices", eth, source=source, wait=False)
+    until(node.attached, "hooks", 60)
+    done = node.cli("status", check=False, source=source)
+    assert (done.returncode, "the programs are being loaded" in done.stdout) == (0, True)
+    # Changes are followed meanwhile.
+    node.write("other.yaml", service("other", "10.96.0.8"))
+    until(lambda: "10.96.0.8" in node.cli("get", "services", source=source).stdout, "a Service")
+    compilers = children_of(node)
+    assert len(compilers) == 1
+    assert node.stop() == 0
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in compilers), "its end")
+
+    start(node, "--devices", eth)
+    until(lambda: served(node, eth), f"a row of {eth}")
+
+
+def children_of(node: AgentProcess) -> list[int]:
+    assert node.process
+    text = "".join(
+        path.read_text() for path in Path(f"/proc/{node.process.pid}/task").glob("*/children")
+    )
+    return [int(pid) for pid in text.split()]
 
 
 # -- upgrades ------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ class AgentProcess:
                 env=self._environment(source),
             )
         if wait:
-            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 120)
+            until(self.settled, f"an attached agent; its log: {self.log.read_text()}", 120)
 
     @staticmethod
     def _environment(source: Path | None) -> dict[str, str]:
@@ -177,6 +177,10 @@ class AgentProcess:
         assert self.process.poll() is None, f"the agent ended: {self.log.read_text()}"
         status = self.status()
         return status.get("pid") == self.process.pid and status["sync"]["attached"]
+
+    def settled(self) -> bool:
+        """Attached, and programs for packets loaded or refused, which takes longer."""
+        return self.attached() and not self.status()["devices"]["loading"]
 
     def kill(self) -> None:
         assert self.process

@@ -159,12 +159,20 @@ SERVED = Served(ETH0, NODE, ipv4=V4, xdp=True)
             ("eth0", "id 77", "ip link set dev eth0 xdp off"), id="another-s-program",
         ),
         pytest.param(
-            AUTO, Outcome(SERVED, "none", "none", "x", "y"), "error", ("not served", "x", "y"),
-            id="nothing-works",
+            Packets(("eth0",)), Outcome(SERVED, "none", "none", "x", "y"), "error",
+            ("not served", "x", "y"), id="nothing-works",
         ),
         pytest.param(
-            AUTO, Outcome(SERVED, "native", "none", "", "y"), "error", ("replies", "6.6"),
-            id="no-way-back",
+            Packets(("eth0",)), Outcome(SERVED, "native", "none", "", "y"), "error",
+            ("replies", "6.6"), id="no-way-back",
+        ),
+        pytest.param(
+            AUTO, Outcome(SERVED, "none", "none", "x", "y"), "warning", ("not served",),
+            id="nothing-works-and-nobody-named-it",
+        ),
+        pytest.param(
+            Packets(("auto",), ("tap*",)), Outcome(SERVED, "none", "none", "x", "y"), "error",
+            ("not served",), id="nothing-works-and-others-were-named",
         ),
         pytest.param(
             AUTO, Outcome(replace(SERVED, ipv4=NO_ADDRESS), "native", "tcx"), "warning",
@@ -215,7 +223,8 @@ def test_what_is_said_of_the_options(packets: Packets, severity: str, words: str
 
 
 def test_without_a_default_route_that_is_said() -> None:
-    assert "no device has a default route" in said(AUTO, replace(SEEN, defaults=()))[0][1]
+    ((severity, text),) = said(AUTO, replace(SEEN, defaults=()))
+    assert (severity, "no device has a default route" in text) == ("warning", True)
 
 
 def test_another_way_to_other_nodes_is_told() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +143,8 @@ def test_tcp_connections_to_endpoints_that_left_are_ended_on_demand_only(agent: 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        pytest.param([], Packets(), id="nobody"),
-        pytest.param(["--devices", "auto"], Packets(("auto",)), id="devices-with-a-default-route"),
+        pytest.param([], Packets(("auto",)), id="devices-with-a-default-route"),
+        pytest.param(["--devices", "auto"], Packets(("auto",)), id="as-by-default"),
         pytest.param(["--devices", "none"], Packets(), id="none"),
         pytest.param(["--devices", "none", "--devices", "eth0"], Packets(("eth0",)), id="the-last"),
         pytest.param(
@@ -173,6 +176,16 @@ def test_what_is_served_to_clients_outside(
 def test_a_variable_can_keep_devices_from_being_served(agent: Recorder) -> None:
     assert up(POINTSMAN_DEVICES="none").exit_code == 0
     assert not agent.settings.packets.wanted
+
+
+@pytest.mark.parametrize("package", ["tests", "demo"])
+def test_what_tests_and_the_demo_start_serves_no_device_of_this_machine(package: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", f"import {package}, os; print(os.environ['POINTSMAN_DEVICES'])"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        env={name: value for name, value in os.environ.items() if name != "POINTSMAN_DEVICES"},
+    )  # fmt: skip
+    assert told.stdout == "none\n"
 
 
 @pytest.mark.parametrize(

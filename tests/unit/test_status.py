@@ -92,7 +92,7 @@ def test_the_report_for_scripts_has_stable_keys() -> None:
     assert keys == {
         "agent": "running pid reporting version started uptimeSeconds stopped failed",
         "datapath": "generation cgroup links hooks mappedBytes",
-        "devices": "wanted error former items links",
+        "devices": "wanted named loading error former items links",
         "sync": "attached time agoSeconds seconds services syncs failures problems error",
         "source": "kind path server reachable since error listed objects balanced",
         "dns": "enabled listen upstreams clusterIPs queries forwarded",
@@ -225,6 +225,9 @@ def test_every_command_shows_examples(command: str) -> None:
     assert "pointsman " + command in CliRunner().invoke(cli, [command, "--help"]).output
 
 
+ROW = {"name": "eth0", "served": False, "problems": ["busy"]}
+
+
 def test_former_programs_for_packets_are_a_warning_and_none_are_a_reason() -> None:
     told = {"wanted": True, "error": "refused", "items": []}
     found = health.report(seen(devices={**told, "former": True}))
@@ -232,3 +235,20 @@ def test_former_programs_for_packets_are_a_warning_and_none_are_a_reason() -> No
     assert [note for note in found["warnings"] if "former version" in note and "refused" in note]
     found = health.report(seen(devices={**told, "former": False}))
     assert found["reasons"] == ["packets from outside are not served: refused"]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        pytest.param({"error": "refused"}, "packets from outside are not served", id="programs"),
+        pytest.param({"items": [ROW]}, "device eth0 is not served: busy", id="a-device"),
+    ],
+)
+def test_what_hinders_devices_is_a_reason_if_they_were_named_and_else_a_warning(
+    told: dict[str, Any], said: str
+) -> None:
+    named = health.report(seen(devices={"wanted": True, "named": True, **told}))
+    assert (named["healthy"], said in named["reasons"][0]) == (False, True)
+    found = health.report(seen(devices={"wanted": True, "named": False, **told}))
+    assert found["healthy"]
+    assert [note for note in found["warnings"] if said in note]

@@ -108,6 +108,15 @@ def test_a_node_that_is_not_eligible_fails_healthz_alone_and_not_the_proxy() -> 
     assert "nodeEligible" not in body
 
 
+def test_until_clients_outside_are_served_no_load_balancer_sends_them() -> None:
+    health = ProxyHealth(TIMEOUT)
+    health.loading(True)
+    assert (health.answer(at(10))[0], health.serves(at(10))) == (503, False)
+    assert health.answer(at(10), livez=True)[0] == 200
+    health.loading(False)
+    assert (health.answer(at(10))[0], health.serves(at(10))) == (200, True)
+
+
 def test_before_the_first_sync_there_is_no_status() -> None:
     code, body = ProxyHealth(TIMEOUT).answer(at(1))
     assert code == 200

@@ -158,7 +158,8 @@ _DEVICE_HEADERS = ("NAME", "ROLE", "XDP", "TC", "VLAN", "ADDRESSES", "PROBLEMS")
 
 def _devices(devices: dict[str, Any]) -> Iterator[str]:
     if not devices["items"]:
-        yield f"  none{': ' + devices['error'] if devices['error'] else ''}"
+        why = "the programs are being loaded" if devices["loading"] else devices["error"]
+        yield f"  {': '.join(filter(None, (show.NONE, why)))}"
         return
     rows = [
         (

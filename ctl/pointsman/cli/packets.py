@@ -53,12 +53,12 @@ def devices(command: _Command) -> _Command:
     decorated: _Command = click.option(
         "--devices",
         envvar="POINTSMAN_DEVICES",
-        default=_NONE,
+        default=AUTO,
         show_default=True,
         metavar="auto|none|NAME[,GLOB]",
         callback=_globs,
         help="Devices on which NodePorts, externalIPs and load balancers' addresses are served to "
-        "others; 'auto': those with a default route.",
+        "others; 'auto': those with a default route, and those that lead to other nodes' pods.",
     )(command)
     return decorated
 

@@ -51,6 +51,7 @@ class ProxyHealth:
         self._synced: Moment | None = None
         # Until the Node was seen nothing speaks against it.
         self._eligible = True
+        self._loading = False
 
     def queued(self, now: Moment) -> None:
         """An update came in that is not in force yet."""
@@ -71,6 +72,15 @@ class ProxyHealth:
         """What `is_eligible` says of this node; False if it does not exist any more."""
         self._eligible = eligible
 
+    def loading(self, loading: bool) -> None:
+        """Whether the programs for clients outside are still to be loaded, after those for sockets.
+        Until then no load balancer should send anybody."""
+        self._loading = loading
+
+    def serves(self, now: Moment) -> bool:
+        """Whether a load balancer may send new connections, as far as the proxy is concerned."""
+        return self.healthy(now) and not self._loading
+
     def healthy(self, now: Moment) -> bool:
         if self._queued is None or self._synced is None:
             return True
@@ -80,7 +90,7 @@ class ProxyHealth:
         """Status code and body of /healthz, or of /livez: that one says nothing of the node, for
         a proxy on a node that is drained should not be started again."""
         proxy = self.healthy(now)
-        healthy = proxy and (livez or self._eligible)
+        healthy = proxy if livez else self.serves(now) and self._eligible
         synced = rfc3339_nano(self._synced.epoch) if self._synced else _ZERO
         current = rfc3339_nano(now.epoch)
         body: dict[str, Any] = {

@@ -92,6 +92,11 @@ class Telemetry:
             self._health.queued(_now())
             self._numbers.sync_failures += 1
 
+    def loading(self, loading: bool) -> None:
+        """Whether clients outside are not served yet, for their programs are still to be loaded."""
+        with self._lock:
+            self._health.loading(loading)
+
     def listed(self) -> None:
         with self._lock:
             self._ready = self._ready._replace(listed=True)
@@ -161,9 +166,10 @@ class Telemetry:
             return self._ready.answer(verbose=verbose)
 
     def proxy_healthy(self) -> bool:
-        """What /livez would say, without counting it."""
+        """For the checks of load balancers: what /healthz would say if not for the node, without
+        counting it."""
         with self._lock:
-            return self._health.healthy(_now())
+            return self._health.serves(_now())
 
     def numbers(self) -> Numbers:
         """A copy."""
