@@ -198,11 +198,15 @@ static __always_inline __u32 promote(struct tuple *key, struct flow *flow, struc
 	if (flow->flags & FLOW_DSR)
 		return 0;
 	other = flows_new.lookup(&flow->other);
-	if (!other || !(other->flags & FLOW_ANSWERED))
+	if (!other || !same_tuple(&other->other, key)) {
+		/* The LRU map took one half: no answer would find its way back. It is begun anew. */
+		if (!(flow->flags & FLOW_REPLY))
+			flows_new.delete(key);
+		return 0;
+	}
+	if (!(other->flags & FLOW_ANSWERED))
 		return 0;
 	*back = *other;
-	if (!same_tuple(&back->other, key))
-		return 0;
 	if (flows.insert(&flow->other, back))
 		return FLOW_UNPROMOTED;
 	if (flows.insert(key, flow)) {
@@ -251,9 +255,13 @@ static __always_inline __u32 begin_flow(const struct packet_settings *how, struc
 			if (!same_tuple(&former, key)) {
 				if (!is_free(how, &flow->other, taken, OF_ANOTHER, now))
 					continue;
-				/* Its client's next packet must not come out as one of this flow. */
-				flows.delete(&former);
-				flows_new.delete(&former);
+				/* Its client's next packet must not come out as one of this flow; but the
+				 * client may have another flow by now. */
+				if (mate_of(&flow->other, taken)) {
+					flows.delete(&former);
+					flows_new.delete(&former);
+					forget(&former);
+				}
 			}
 			flows.delete(&flow->other);
 			error = flows_new.update(&flow->other, reply);

@@ -7,7 +7,9 @@
 #ifndef POINTSMAN_FRAGMENT_H
 #define POINTSMAN_FRAGMENT_H
 
-#define MAX_FRAGMENT_AGE 30 /* seconds; then its ID may stand for another datagram */
+/* Seconds; then its ID may stand for another datagram. What is held costs nobody anything if it does. */
+#define MAX_FRAGMENT_AGE 30
+#define MAX_PORTS_AGE 5
 #define HELD_FRAMES 512 /* of all datagrams; the oldest makes room */
 #define HELD_BYTES 9216 /* of one IP packet: as a jumbo frame may have */
 #define MAX_HELD 48 /* of one datagram: 64 KiB in frames of 1,500 */
@@ -62,7 +64,7 @@ static __always_inline bool recall_ports(struct packet *p, struct fragment_key *
 
 	name_datagram(p, key);
 	known = fragments.lookup(key);
-	if (!known || now - known->seen > SECONDS(MAX_FRAGMENT_AGE))
+	if (!known || now - known->seen > SECONDS(MAX_PORTS_AGE))
 		return false;
 	p->tuple.source_port = known->source_port;
 	p->tuple.destination_port = known->destination_port;
@@ -189,11 +191,16 @@ static __always_inline void release(struct __sk_buff *ctx, __u32 l3, struct frag
 {
 	__u64 *last = held_fragments.lookup(key), link, turn, length;
 	__u64 way = ingress ? BPF_F_INGRESS : 0;
+	__u32 ifindex = ctx->ifindex;
+	struct device *device = devices.lookup(&ifindex);
 	struct held_frame *frame;
 
 	if (!last)
 		return;
 	link = __sync_lock_test_and_set(last, 0);
+	/* Coming again it is judged by the device's own MAC; the port of a bridge may have been sent another's. */
+	if (ingress && l3 >= sizeof(struct ethhdr) && device && has_mac(device))
+		bpf_skb_store_bytes(ctx, 0, device->mac, ETH_ALEN, 0);
 	bpf_clone_redirect(ctx, ctx->ifindex, way);
 	for (int i = 0; i < MAX_HELD; i++) {
 		frame = held_frame_of(link, key, now);

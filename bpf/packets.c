@@ -41,6 +41,7 @@ struct scratch {
 	struct client client;
 	struct fragment_key fragment_key;
 	struct answer answer;
+	struct way leaves;
 	struct recent recent;
 };
 
@@ -89,7 +90,7 @@ static __always_inline bool is_for_hook(const struct pass *pass, __u32 flags)
 	if (!(flags & FLOW_POD) != !(pass->device & DEVICE_POD))
 		return false;
 	if (pass->hook == HOOK_TC_EGRESS)
-		return (flags & (FLOW_REPLY | FLOW_REMOTE)) == FLOW_REPLY;
+		return (flags & (FLOW_REPLY | FLOW_REMOTE | FLOW_DSR)) == FLOW_REPLY;
 	return !(flags & FLOW_REPLY) || flags & FLOW_REMOTE;
 }
 
@@ -134,18 +135,20 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, stru
 		__builtin_memcpy(h.data + (p->l3 & MASK_L3), &of->answer.outer.v4, sizeof(of->answer.outer.v4));
 	else
 		__builtin_memcpy(h.data + (p->l3 & MASK_L3), &of->answer.outer.v6, sizeof(of->answer.outer.v6));
-	return send_frame(pass->ctx, &flow->way);
+	return send_frame(pass->ctx, &of->leaves);
 }
 
 /*
  * Larger than the way can carry: the sender is told. Also where the packet has no DF: nothing here can make
  * fragments, and a sender that knows the MTU makes them itself.
  */
-static __always_inline int too_big(struct pass *pass, const bool xdp, __u32 mtu, __u32 owner)
+static __always_inline int too_big(struct pass *pass, const bool xdp, const bool error, __u32 mtu,
+				   __u32 owner)
 {
 	struct scratch *of = pass->of;
 
-	if (of->packet.fragment == LATER_FRAGMENT || !may_tell(pass->now)) {
+	/* Nobody is told of an error about an error (RFC 1122, 3.2.2). */
+	if (error || of->packet.fragment == LATER_FRAGMENT || !may_tell(pass->now)) {
 		tell(pass, DROP_ICMP_LIMIT, &of->packet.tuple, owner);
 		return END(xdp);
 	}
@@ -184,17 +187,18 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 	/* The stack tells the sender. */
 	if (p->ttl <= 1)
 		return GO_ON(xdp);
-	if (xdp && !error && !tunnel && is_known(pass, &flow->way)) {
-		if (is_plain(p) && flow->flags & FLOW_ANSWERED && flow->way.lower == flow->way.from)
-			remember(pass->ctx, &p->tuple, &of->to, flow, verdict, pass->now);
+	of->leaves = flow->way;
+	if (xdp && !error && !tunnel && is_known(pass, &of->leaves)) {
+		if (is_plain(p) && flow->flags & FLOW_ANSWERED && of->leaves.lower == of->leaves.from)
+			remember(pass->ctx, &p->tuple, &of->to, flow, &of->leaves, verdict, pass->now);
 		if (!rewrite(pass->ctx, true, p, &of->to, true))
 			return XDP_DROP;
 		tell(pass, verdict, &of->to, owner);
-		return send_frame(pass->ctx, &flow->way);
+		return send_frame(pass->ctx, &of->leaves);
 	}
 	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4, sent_length(p) + overhead, &of->way);
 	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return too_big(pass, xdp, of->way.mtu_result - overhead, owner);
+		return too_big(pass, xdp, error, of->way.mtu_result - overhead, owner);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) {
 		tell(pass, DROP_NO_ROUTE, &of->to, owner);
 		return END(xdp);
@@ -205,7 +209,8 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 			tell(pass, PACKET_SLOW, &of->to, owner);
 			return XDP_PASS;
 		}
-		keep_way(pass->ctx, &flow->way, &of->way, out, pass->now);
+		note_way(pass->ctx, &of->leaves, &of->way, out, pass->now);
+		keep_way(&flow->way, &of->leaves);
 	}
 	if (tunnel) {
 		if (!out || is_nothing(p->ipv4 ? out->ipv4 : out->ipv6)) {
@@ -223,7 +228,7 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 	}
 	tell(pass, error ? PACKET_ERROR : verdict, &of->to, owner);
 	if (xdp)
-		return send_frame(pass->ctx, &flow->way);
+		return send_frame(pass->ctx, &of->leaves);
 	return send_by_kernel(pass->ctx, of->way.ifindex, pass->device & DEVICE_RAW);
 }
 
@@ -303,13 +308,17 @@ static __always_inline struct flow *flow_of(struct pass *pass)
 	if (!flow || !is_for_hook(pass, flow->flags))
 		return NULL;
 	if (!(flow->flags & FLOW_REPLY)) {
-		/* TCP connections end with their endpoint, datagrams go to another one. */
+		/* TCP connections end with their endpoint, datagrams go to another one. Tunnels end with DSR:
+		 * at the other nodes nobody looks into them any more. */
 		bool anew = tcp ? (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
 					  (has_left(flow) || is_free(pass->how, &p->tuple, flow, OF_ITS_CLIENT, pass->now)) :
 				  has_left(flow);
 
+		if (flow->flags & FLOW_DSR && !pass->how->dsr)
+			anew = true;
 		if (anew) {
-			of->to = flow->other;
+			/* The other half may be another flow's by now. */
+			of->to = mate_of(&p->tuple, flow) ? flow->other : p->tuple;
 			forget_flow(&p->tuple, &of->to);
 			tell(pass, FLOW_MOVED, &p->tuple, 0);
 			return NULL;
@@ -484,7 +493,8 @@ static __always_inline int begin(struct pass *pass, const bool xdp)
 		tell(pass, failed, &p->tuple, flow->owner);
 		return END(xdp);
 	}
-	note_answers(flow, pass->now);
+	if (!refused)
+		note_answers(flow, pass->now);
 	tell(pass, refused ? PACKET_REFUSED : FLOW_BEGUN, &p->tuple, flow->owner);
 	return carry(pass, xdp, flow);
 }
@@ -615,6 +625,8 @@ static __always_inline int on_tunnel(struct pass *pass, const bool xdp)
 	if (!sender || !(sender->flags & (SERVICE_NODE | SERVICE_REMOTE_NODE)))
 		return GO_ON(xdp);
 	copy_address(of->key.destination, p->tuple.destination);
+	if (p->l4 > MASK_L3)
+		return GO_ON(xdp);
 	p->l3 = p->l4;
 	kind = ipv4 ? parse_ipv4(headers_of(pass->ctx, xdp), p) :
 		      parse_ipv6(headers_of(pass->ctx, xdp), p);
@@ -679,7 +691,7 @@ static __always_inline bool is_sent_to(struct xdp_md *ctx, const struct device *
 	struct headers h = headers_of(ctx, true);
 	const __u16 *to = h.data, *own = (const __u16 *)device->mac;
 
-	if (!(own[0] | own[1] | own[2]))
+	if (!has_mac(device))
 		return true;
 	return h.data + ETH_ALEN <= h.end && to[0] == own[0] && to[1] == own[1] && to[2] == own[2];
 }

@@ -119,6 +119,13 @@ static __always_inline __u32 length_of(void *ctx, const bool xdp)
 	return xdp ? frame->data_end - frame->data : ((struct __sk_buff *)ctx)->len;
 }
 
+static __always_inline bool has_mac(const struct device *device)
+{
+	const __u16 *mac = (const __u16 *)device->mac;
+
+	return mac[0] | mac[1] | mac[2];
+}
+
 static __always_inline void v4_address(__be32 *to, __be32 addr)
 {
 	to[0] = to[1] = 0;
@@ -276,9 +283,6 @@ static __always_inline enum kind parse_ports(struct headers h, struct packet *p)
 		struct udphdr *udp = l4;
 
 		if ((void *)(udp + 1) > h.end || left < sizeof(*udp))
-			return OTHER;
-		/* In IPv6 a checksum of 0 is no checksum: nothing could be amended. */
-		if (!p->ipv4 && !udp->check)
 			return OTHER;
 		p->tuple.source_port = udp->source;
 		p->tuple.destination_port = udp->dest;

@@ -81,8 +81,8 @@ static __always_inline bool recall(struct xdp_md *ctx, const struct packet *p, _
 /* In one of two places, if there is one whose line is over: others are not driven out, for where many
  * share a place none would be met again. */
 static __always_inline void remember(struct xdp_md *ctx, const struct tuple *tuple,
-				     const struct tuple *to, const struct flow *flow, __u32 verdict,
-				     __u64 now)
+				     const struct tuple *to, const struct flow *flow,
+				     const struct way *way, __u32 verdict, __u64 now)
 {
 	struct headers h = headers_of(ctx, true);
 	__u32 index = recent_index(tuple), second = index ^ 1;
@@ -92,17 +92,17 @@ static __always_inline void remember(struct xdp_md *ctx, const struct tuple *tup
 		.destination = tuple->destination[3],
 		.source_port = tuple->source_port,
 		.destination_port = tuple->destination_port,
-		.device = flow->way.from,
+		.device = way->from,
 		.new_source = to->source[3],
 		.new_destination = to->destination[3],
 		.new_source_port = to->source_port,
 		.new_destination_port = to->destination_port,
 		.endpoint = flow->endpoint,
 		.generation = flow->flags & FLOW_REPLY ? 0 : flow->generation,
-		.mtu = flow->way.mtu,
+		.mtu = way->mtu,
 		.proto = tuple->proto,
 		.verdict = verdict,
-		.until = flow->way.until,
+		.until = way->until,
 	};
 
 	if (!place || !other || h.data + sizeof(struct ethhdr) > h.end)
@@ -111,7 +111,7 @@ static __always_inline void remember(struct xdp_md *ctx, const struct tuple *tup
 		place = other;
 	if ((__s64)(place->until - now) > 0)
 		return;
-	__builtin_memcpy(made.macs, flow->way.macs, sizeof(made.macs));
+	__builtin_memcpy(made.macs, way->macs, sizeof(made.macs));
 	made.check = recent_check(&made, h.data);
 	*place = made;
 }

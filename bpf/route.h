@@ -58,18 +58,28 @@ static __always_inline bool can_send(struct xdp_md *ctx, const struct packet *p,
 
 #define WAY_LIFE (NSEC_PER_SEC / 2)
 
-/* Nobody may read it half written: `until` goes first and comes last. */
-static __always_inline void keep_way(struct xdp_md *ctx, struct way *way, const struct bpf_fib_lookup *found,
+static __always_inline void note_way(struct xdp_md *ctx, struct way *way, const struct bpf_fib_lookup *found,
 				     const struct device *out, __u64 now)
 {
-	*(volatile __u64 *)&way->until = 0;
+	way->until = now + WAY_LIFE;
 	way->from = ctx->ingress_ifindex;
 	way->lower = out->lower ? out->lower : found->ifindex;
 	way->vlan = out->vlan;
 	way->mtu = found->mtu_result;
 	__builtin_memcpy(way->macs, found->dmac, ETH_ALEN);
 	__builtin_memcpy(way->macs + ETH_ALEN, found->smac, ETH_ALEN);
-	*(volatile __u64 *)&way->until = now + WAY_LIFE;
+}
+
+/* Nobody may read it half written: `until` goes first and comes last. */
+static __always_inline void keep_way(struct way *at, const struct way *way)
+{
+	*(volatile __u64 *)&at->until = 0;
+	at->from = way->from;
+	at->lower = way->lower;
+	at->vlan = way->vlan;
+	at->mtu = way->mtu;
+	__builtin_memcpy(at->macs, way->macs, sizeof(at->macs));
+	*(volatile __u64 *)&at->until = way->until;
 }
 
 static __always_inline long send_frame(struct xdp_md *ctx, const struct way *way)

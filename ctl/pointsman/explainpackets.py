@@ -12,6 +12,7 @@ from typing import Protocol
 from pointsman import abi
 from pointsman.flows import (
     CLOSING,
+    DSR,
     RESET,
     SECOND,
     Flow,
@@ -239,7 +240,9 @@ class _Walk:
             )
 
     def _moves(self, flow: Flow, *, left: bool) -> bool:
-        """Whether the packet is chosen for anew."""
+        """Whether the packet is chosen for anew, as in flow_of() of bpf/packets.c."""
+        if flow.flags & DSR and not is_dsr(self._packets.settings()):
+            return True
         if self._to.protocol != TCP:
             return left
         # As is_free() of bpf/flow.h: what the client has reset lasts as long as what is closing.
