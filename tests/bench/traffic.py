@@ -228,6 +228,10 @@ def arms(lab: PacketLab, generator: Generator) -> dict[str, Callable[[], None]]:
         clean()
         program(generator.pins / "drop")
 
+    def send() -> None:
+        clean()
+        program(generator.pins / "generate")
+
     def pointsman() -> None:
         clean()
         program(lab.programs / "xdp_ingress")
@@ -237,14 +241,14 @@ def arms(lab: PacketLab, generator: Generator) -> dict[str, Callable[[], None]]:
         program(None)
         nft(rules())
 
-    return {"drop": drop, "pointsman": pointsman, "nftables": nftables}
+    return {"drop": drop, "send": send, "pointsman": pointsman, "nftables": nftables}
 
 
 def packets(quick: bool) -> dict[str, object]:
     """Packets a second from outside to a NodePort: XDP beside nftables, in turns.
 
     Live frames of 60 bytes, UDP, one CPU, ten endpoints on other nodes. "drop" is the floor: the
-    generator, and XDP that drops everything.
+    generator, and XDP that drops everything; "send" writes headers and sends all of it back.
     """
     if not shutil.which("nft") or not shutil.which("ethtool"):
         sys.exit("needs nft and ethtool")
