@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from tests.support.kernel import SMALL, run, until
 
 pytestmark = pytest.mark.kernel
 
-VIP = "10.96.0.7"
+VIP, HEALTH = "10.96.0.7", "127.0.0.1:10256"
 _INCLUDE = "#include <linux/bpf.h>\n"
 _SWEEP = "int sweep(struct xdp_md *ctx)\n{\n"
 #: Compiles, and no verifier takes it.
@@ -116,8 +118,11 @@ def test_sockets_do_not_wait_for_packets_where_none_were_served(
     os.mkfifo(endless)
     source = changed_source(("packets.c", _INCLUDE, f"#include <{endless}>\n{_INCLUDE}"))
     node.write("web.yaml", service("web", VIP) + "\n---\n" + endpoints("web", ("10.244.0.9", 80)))
-    node.start("--devices", eth, source=source, wait=False)
+    health = ("--healthz-bind-address", HEALTH)
+    node.start("--devices", eth, *health, source=source, wait=False)
     until(node.attached, "hooks", 60)
+    # Load balancers are to wait; pods need not, and nobody is to start the agent anew.
+    assert [asked(path) for path in ("healthz", "readyz", "livez")] == [503, 200, 200]
     done = node.cli("status", check=False, source=source)
     assert (done.returncode, "the programs are being loaded" in done.stdout) == (0, True)
     # Changes are followed meanwhile.
@@ -128,8 +133,18 @@ def test_sockets_do_not_wait_for_packets_where_none_were_served(
     assert node.stop() == 0
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in compilers), "its end")
 
-    start(node, "--devices", eth)
+    start(node, "--devices", eth, *health)
     until(lambda: served(node, eth), f"a row of {eth}")
+    assert asked("healthz") == 200
+
+
+def asked(path: str) -> int:
+    """The status code."""
+    try:
+        with urllib.request.urlopen(f"http://{HEALTH}/{path}", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def children_of(node: AgentProcess) -> list[int]:

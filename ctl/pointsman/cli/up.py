@@ -163,7 +163,7 @@ def up(verbose: bool, **params: Any) -> None:
     \b
     Examples:
         pointsman up --manifests ./manifests
-        pointsman up --cgroup /sys/fs/cgroup/unified/apps --dns 10.244.0.1:53
+        pointsman up --cgroup /sys/fs/cgroup/unified/apps --devices none --dns 10.244.0.1:53
         pointsman up --node-name worker-1 --nodeport-addresses primary
         pointsman up --nodeport-addresses 192.0.2.0/24,2001:db8::/64 --external-ips local
         pointsman up --kubernetes --kubeconfig /etc/kubernetes/kubelet.conf
