@@ -50,7 +50,7 @@ def serving(node: AgentProcess, eth: str) -> Iterator[AgentProcess]:
         + "---\n"
         + slice_of("web", [(ENDPOINT, {"nodeName": "worker"})], TARGET),
     )
-    node.start("--devices", eth, "--node-name", "worker")
+    node.start("--devices", eth, "--xdp-mode", "native", "--node-name", "worker")
     until(lambda: served(node, eth), f"a row of {eth}")
     yield node
 

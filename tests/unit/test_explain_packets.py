@@ -10,7 +10,7 @@ import pytest
 
 from pointsman import abi
 from pointsman.explainpackets import Client, PacketExplanation, explain_packet, parse_client
-from pointsman.flows import ANSWERED, FIN, SECOND, Tuple, pack_tuple
+from pointsman.flows import ANSWERED, FIN, REPLY, RST, SECOND, Tuple, pack_tuple
 from pointsman.inspect import plain
 from pointsman.maglev import PER_LINE, flow_hash
 from pointsman.plan import Element, Run, Slot
@@ -228,20 +228,28 @@ def test_a_flow_that_is_remembered_is_noted(generation: int, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "age", "begins", "stays"),
+    ("client", "endpoint", "age", "begins", "stays"),
     [
-        pytest.param(ANSWERED, 1, True, True, id="syn-again"),
-        pytest.param(FIN, 1, True, False, id="syn-after-fin"),
-        pytest.param(FIN, 1, False, True, id="last-ack"),
-        pytest.param(0, 61, True, False, id="syn-after-silence"),
+        pytest.param(ANSWERED, ANSWERED, 1, True, True, id="syn-again"),
+        pytest.param(FIN, 0, 1, True, True, id="syn-after-the-clients-fin"),
+        pytest.param(FIN, FIN, 1, True, False, id="syn-after-fin"),
+        pytest.param(FIN, FIN, 1, False, True, id="last-ack"),
+        pytest.param(RST, ANSWERED, 9, True, True, id="syn-soon-after-the-clients-reset"),
+        pytest.param(RST, ANSWERED, 11, True, False, id="syn-after-the-clients-reset"),
+        pytest.param(ANSWERED, RST, 1, True, False, id="syn-after-the-endpoints-reset"),
+        pytest.param(0, 0, 61, True, False, id="syn-after-silence"),
     ],
 )
 def test_a_new_connection_takes_the_place_of_one_that_is_over(
-    flags: int, age: int, begins: bool, stays: bool
+    client: int, endpoint: int, age: int, begins: bool, stays: bool
 ) -> None:
     back = pack_tuple(Tuple(*B, CLIENT, 40000, TCP))
-    value = _flow(back, NOW - age * SECOND, 6, 1, 1, flags)
-    found = explained(packets=FakePackets(flows={key(): value}), begins=begins)
+    seen = NOW - age * SECOND
+    halves = {
+        key(): _flow(back, seen, 6, 1, 1, client),
+        back: _flow(key(), seen, 6, 1, 1, endpoint | REPLY),
+    }
+    found = explained(packets=FakePackets(flows=halves), begins=begins)
     assert found.remembered == ("10.0.0.2:8080" if stays else "")
 
 
