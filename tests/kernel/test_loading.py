@@ -19,7 +19,7 @@ from pointsman.packetmaps import PacketMaps, now
 from pointsman.pins import Generation, Pins
 from pointsman.sweep import Round, Sweeper
 from tests.kernel.test_devices import devices_of, links_of, served, veth
-from tests.support.agents import AgentProcess, endpoints, service
+from tests.support.agents import AgentProcess, endpoints, service, service_of, slice_of
 from tests.support.flows import entries
 from tests.support.kernel import SMALL, run, until
 
@@ -266,11 +266,18 @@ def test_flows_that_are_laid_out_otherwise_are_lost_and_it_is_said(
 
     # What is attached goes on, at each start that can't load others.
     refused = changed_source(OTHER_FLOWS, REFUSED)
+    members = [("10.244.0.8", {}), ("10.244.0.9", {})]  # one alone needs no table
+    outside = service_of("web", [VIP], 80, externalIPs=["192.0.2.77"])
+    web = outside + "\n---\n" + slice_of("web", members, 8080)
+    assert not any(values(node, "maglev"))
     for _ in range(2):
         start(node, "--devices", eth, source=refused)
         assert links_of(node) == before
         assert "nobody sweeps their flows" in problem(node, "FormerPrograms")
         assert told(node) == {}
+        # They find the Services that come, too.
+        node.write("web.yaml", web)
+        until(lambda: any(values(node, "maglev")), "a table")
         node.kill()
 
     newer = changed_source(OTHER_FLOWS)
@@ -283,6 +290,11 @@ def test_flows_that_are_laid_out_otherwise_are_lost_and_it_is_said(
     start(node, "--devices", eth, source=newer)
     until(lambda: served(node, eth), f"a row of {eth}")
     assert (problem(node, "FlowsLost"), map_id(node, "flows")) == ("", flows)
+
+
+def values(node: AgentProcess, name: str) -> bytes:
+    with opened(generation_of(node), name) as found:
+        return found.values()
 
 
 def problem(node: AgentProcess, reason: str) -> str:
