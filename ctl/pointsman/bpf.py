@@ -161,6 +161,32 @@ def program_info(fd: int) -> ProgramInfo:
     return ProgramInfo(ident, tag.hex(), name, run_time, runs, verified)
 
 
+def program_maps(program: int) -> list[MapInfo]:
+    """Those that a program (by its id) reads or writes; none if it is gone."""
+    fd = _libbpf.bpf_prog_get_fd_by_id(program)
+    if fd < 0 and ctypes.get_errno() == errno.ENOENT:
+        return []
+    _check(fd, f"program {program}")
+    try:
+        ids = (ctypes.c_uint32 * 64)()  # MAX_USED_MAPS
+        info = struct.pack("=52xIQ", len(ids), ctypes.addressof(ids)).ljust(256, b"\0")
+        buffer = ctypes.create_string_buffer(info, len(info))
+        length = ctypes.c_uint32(len(info))
+        _check(_libbpf.bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)), "program info")
+        (count,) = struct.unpack_from("=I", buffer.raw, 52)
+    finally:
+        os.close(fd)
+    return [_map_by_id(ident) for ident in ids[:count]]
+
+
+def _map_by_id(ident: int) -> MapInfo:
+    fd = _check(_libbpf.bpf_map_get_fd_by_id(ident), f"map {ident}")
+    try:
+        return map_info(fd)
+    finally:
+        os.close(fd)
+
+
 def link_program(fd: int) -> int:
     """The id of the program that a link runs."""
     return int(struct.unpack_from("=III", _info(fd))[2])

@@ -78,9 +78,11 @@ class DeviceWatch:
         self._beyond: frozenset[int] = frozenset()  # devices that ever led to endpoints elsewhere
 
     def begin(self, programs: Path, maps: Path) -> None:
-        """The lookup maps are filled: from here on devices are served, by these programs."""
+        """The lookup maps are filled: from here on devices are served, by these programs. How is
+        written at once, for whoever else reads it."""
         with self._lock:
             self._programs, self._maps = programs, DeviceMaps(maps)
+            self._maps.configure(self._packets)
         self._asked.set()
 
     def want(self, packets: Packets, around: Surrounding) -> None:

@@ -20,6 +20,20 @@ from pointsman.sweep import Sweeper
 
 log = logging.getLogger("pointsman.agent")
 
+_UNTENDED = Problem(
+    "programs of a former start go on serving packets from outside, but nobody sweeps their flows "
+    "or follows devices",
+    "see the agent's log; --devices none takes them away",
+    reason="FormerPrograms",
+)
+_FLOWS_LOST = Problem(
+    "flows have another layout than in the former version: connections of clients outside that "
+    "were open at this start have ended or will",
+    "nothing is left to be done; this is told until the next start",
+    severity="warning",
+    reason="FlowsLost",
+)
+
 
 class Edge:
     """`put` gets a Loaded and DevicesNow from the thread of `run`; everything else is called on the
@@ -84,20 +98,25 @@ class Edge:
             instead = "former ones go on" if loaded.packets else "packets are not served"
             log.error("%s; %s", loaded.packets_error, instead)
         if loaded.packets:
+            if loaded.flows_lost:
+                log.warning("flows have another layout: connections of clients outside end")
             packets = loaded.generation.packets
             programs, maps = packets.programs, packets.maps
             self._sweeper = Sweeper(maps, programs)
-            self._watch.begin(programs, maps)
+            self._watch.begin(programs, maps)  # which writes the timeouts that the sweep reads
             self._begun.set()
             return
-        # What an agent before attached reads the same maps, unless they have another layout now.
-        if not self._wanted or loaded.rebuilt:
+        links = DeviceLinks(self._settings.bpffs)
+        # What an agent before attached goes on as long as this one writes all that it reads.
+        if not self._wanted or self._pins.outdated(loaded.generation):
             try:
-                removed = DeviceLinks(self._settings.bpffs).remove_all()
+                removed = links.remove_all()
                 if removed:
                     log.info("detached %s", ", ".join(removed))
             except PointsmanError as error:
                 self._left = (Problem(str(error), "the agent tries it when it starts"),)
+        elif links.present():
+            self._left = (_UNTENDED,)
         if not self._wanted:
             self._pins.drop_packets(loaded.generation)
 
@@ -142,6 +161,8 @@ class Edge:
             )
         if self._loaded and (kept := self._loaded.flows_kept):
             found.append(_flows_kept(*kept))
+        if self._loaded and self._loaded.flows_lost:
+            found.append(_FLOWS_LOST)
         return tuple(found)
 
     def sweeping(self) -> dict[str, Any] | None:

@@ -100,3 +100,4 @@ class Loaded:
     packets_error: str = ""
     #: Entries of flows as asked for, and as they are, where that could not be changed.
     flows_kept: tuple[int, int] | None = None
+    flows_lost: bool = False  # whether open connections stand in another map, of another layout

@@ -27,15 +27,16 @@ def pin_again(path: Path, to: Path) -> None:
         os.close(fd)
 
 
-def same_map(one: Path, other: Path) -> bool:
-    ids = []
-    for path in (one, other):
-        if not path.exists():
-            return False
-        opened = bpf.Map.open(path, read_only=True)
-        ids.append(opened.info.id)
+def map_id(path: Path) -> int:
+    opened = bpf.Map.open(path, read_only=True)
+    try:
+        return opened.info.id
+    finally:
         opened.close()
-    return ids[0] == ids[1]
+
+
+def same_map(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and map_id(one) == map_id(other)
 
 
 def previous_load(path: Path) -> dict[str, int]:

@@ -22,7 +22,7 @@ import os
 import platform
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,11 +30,13 @@ from pointsman import abi, bpf, errors, loading
 from pointsman.attach import DeviceLinks
 from pointsman.generations import PACKET_PROGRAMS, Generation, Loaded, Sizes
 from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, DeviceLink, Link
-from pointsman.pinned import differences, pin_again, previous_load, same_map, share
+from pointsman.pinned import differences, map_id, pin_again, previous_load, same_map, share
 from pointsman.socketlinks import SocketLinks
 
 #: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
 LOOKUP_MAPS = ("frontends", "services", "slots", "names", "marks", "maglev", "source_ranges")
+#: What programs find only if this agent writes it: not in another map of that name.
+WRITTEN_MAPS = (*LOOKUP_MAPS, "load", "settings")
 #: Describe live sockets: they pass from generation to generation and can't be rebuilt.
 RECORD_MAPS = (
     "sockets",
@@ -43,7 +45,6 @@ RECORD_MAPS = (
     "overflow_netns",
     "datagrams",
     "mptcp",
-    "flows",
 )
 _PACKETS = "HAVE_PACKETS"
 
@@ -95,7 +96,7 @@ class Pins:
         for hook in DEVICE_HOOKS:
             with contextlib.suppress(FileNotFoundError):
                 if generation:
-                    current[hook.name] = self._program_id(generation, hook.name)
+                    current[hook.name] = self._program_id(generation.packets, hook.name)
         return [
             replace(link, current=link.program == current.get(link.hook))
             for link in DeviceLinks(self.root).present()
@@ -165,9 +166,12 @@ class Pins:
         return replace(here._load(packets=packets), flows_kept=(self.sizes.flows, kept))
 
     def _flows_in_use(self) -> int | None:
-        """How many entries `flows` has, if anything stands there or may at any moment."""
+        """How many entries `flows` has, if anything stands there or may at any moment, and this
+        version can read it."""
         path = self.current.packets.maps / "flows" if self.current else None
         if path is None or not path.exists():
+            return None
+        if differences(self._packet_specs()["flows"], path, sizes=False):
             return None
         opened = bpf.Map.open(path, read_only=True)
         try:
@@ -249,7 +253,7 @@ class Pins:
         refused = [line for name in RECORD_MAPS for line in unlike.get(name, ())]
         if refused:
             raise errors.LayoutMismatch(
-                "the records of live sockets or flows have another layout: "
+                "the records of live sockets have another layout: "
                 + "; ".join(refused)
                 + "; run 'pointsman unload' first, or stay with the former version and sizes"
             )
@@ -304,6 +308,7 @@ class Pins:
         loaded = replace(loaded, packets_due=False)
         generation, specs = loaded.generation, self._packet_specs()
         before = (loaded.previous or generation).packets
+        there = self._packet_pins(generation)
         try:
             if not (generation.has_packets and all(generation.has(name) for name in specs)):
                 unlike = self._unlike(generation, before, specs)
@@ -312,33 +317,32 @@ class Pins:
                 loaded = replace(loaded, compiled=True)
             self._check(generation, specs)
         except (errors.PointsmanError, OSError) as error:
-            self._unpin_packets(generation)
+            for path in self._packet_pins(generation) - there:
+                path.unlink()
             if not before.has_packets:
                 return replace(loaded, packets_error=str(error))
             unfit = self._keep_former(generation, before, specs)
             first, *more = str(error).split("\n")
             if unfit:
                 first += f"; the former ones do not fit, for {unfit}"
-            if unfit and not loaded.rebuilt:
-                first += (
-                    ": what is attached goes on, but nobody sweeps its flows or follows devices"
-                )
-            told = "\n".join([first, *more])
-            return replace(loaded, packets=not unfit, packets_error=told)
+            return replace(loaded, packets=not unfit, packets_error="\n".join([first, *more]))
+        lost = bool(self._read_elsewhere(generation, ("flows",)))
         # Its maps are this generation's, too, and its programs run until devices are flipped.
         self._drop_former(generation)
-        return replace(loaded, packets=True)
+        return replace(loaded, packets=True, flows_lost=lost)
 
     def _keep_former(
         self, generation: Generation, before: Generation, specs: Mapping[str, abi.MapSpec]
     ) -> str:
         """Has the programs that serve packets now do so in this generation, too; or says in what
         their maps are not those that this version writes and understands."""
-        shared = (*LOOKUP_MAPS, "load", "settings")
-        other = [n for n in shared if not same_map(before.maps / n, generation.maps / n)]
+        other = [n for n in WRITTEN_MAPS if not same_map(before.maps / n, generation.maps / n)]
         found = [f"{name} is another map" for name in other]
         for name, spec in specs.items():
-            found += differences(spec, before.maps / name, sizes=False)
+            if before.has(name):
+                found += differences(spec, before.maps / name, sizes=False)
+            else:
+                found.append(f"they have no map {name}")
         if found:
             return ", ".join(found)
         former = generation.former
@@ -351,16 +355,30 @@ class Pins:
                 pin_again(before.programs / name, former.programs / name)
         return ""
 
-    def _unpin_packets(self, generation: Generation) -> None:
-        for name in PACKET_PROGRAMS:
-            (generation.programs / name).unlink(missing_ok=True)
-        for name in self._packet_specs():
-            (generation.maps / name).unlink(missing_ok=True)
+    def _packet_pins(self, generation: Generation) -> set[Path]:
+        paths = {generation.programs / name for name in PACKET_PROGRAMS}
+        paths |= {generation.maps / name for name in self._packet_specs()}
+        return {path for path in paths if path.exists()}
 
     def drop_packets(self, generation: Generation) -> None:
         """Unpins the programs for packets and their maps. Links that run them go on."""
-        self._unpin_packets(generation)
+        for path in self._packet_pins(generation):
+            path.unlink()
         self._drop_former(generation)
+
+    def outdated(self, generation: Generation) -> list[str]:
+        """Of the maps that programs on devices read those that an agent with this generation does
+        not write."""
+        return self._read_elsewhere(generation, WRITTEN_MAPS)
+
+    def _read_elsewhere(self, generation: Generation, names: Iterable[str]) -> list[str]:
+        """Which of these maps programs on devices have, and this generation another of the name."""
+        found: set[str] = set()
+        today = {name: map_id(generation.maps / name) for name in names}
+        for program in {link.program for link in DeviceLinks(self.root).present()}:
+            read = bpf.program_maps(program)
+            found |= {one.name for one in read if today.get(one.name, one.id) != one.id}
+        return sorted(found)
 
     @staticmethod
     def _drop_former(generation: Generation) -> None:

@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,8 @@ class Sweeper:
         """Looks at every flow once. `paced`: with a rest after each step; ends early on `stop`."""
         began, cpu = time.monotonic(), time.thread_time()
         timeouts = self._maps.timeouts
+        if not any(astuple(timeouts)):
+            return self._last  # nobody has written them yet: all would be older than that
         thorough = self._rounds % _THOROUGH == 0
         counting = self._rounds % _COUNTING == 0
         ports: Counter[bytes] = Counter()

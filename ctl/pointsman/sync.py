@@ -91,9 +91,8 @@ class Sync:
             previous = View(self._loaded.previous.maps)
             inherited = previous.snapshot()
             previous.close()
-        # Of those that are due nobody knows yet whether the kernel takes them.
-        packets = self._loaded.packets or self._loaded.packets_due
-        return take_over(self.maps, inherited, packets=packets)
+        # Where they could not be loaded, those of a former start may go on.
+        return take_over(self.maps, inherited, packets=self._settings.packets.wanted)
 
     @property
     def loaded(self) -> Loaded:

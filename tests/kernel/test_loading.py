@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 
 from pointsman import bpf, errors, host, loading
+from pointsman.devices import Packets, Timeouts
+from pointsman.devicewatch import DeviceWatch
 from pointsman.flows import ANSWERED, RST, SECOND
-from pointsman.packetmaps import now
+from pointsman.packetmaps import PacketMaps, now
 from pointsman.pins import Generation, Pins
+from pointsman.sweep import Round, Sweeper
 from tests.kernel.test_devices import devices_of, links_of, served, veth
-from tests.support.agents import AgentProcess, endpoints, service
+from tests.support.agents import AgentProcess, endpoints, service, service_of, slice_of
 from tests.support.flows import entries
 from tests.support.kernel import SMALL, run, until
 
@@ -32,6 +35,14 @@ REFUSED = ("packets.c", _SWEEP, f'{_SWEEP}\tfor (;;)\n\t\tasm volatile("");\n')
 NEWER = ("packets.c", "int xdp_ingress(", "/* newer */ int xdp_ingress(")
 #: Rebuilds the lookup maps: nothing writes those of the version before any more.
 LARGER = ("abi.h", "struct slot {\n", "struct slot {\n\t__u64 reserved;\n")
+OTHER_FLOWS = ("abi.h", "struct flow {\n", "struct flow {\n\t__u64 reserved;\n")
+OTHER_SETTINGS = (
+    "abi.h",
+    "struct packet_settings {\n",
+    "struct packet_settings {\n\t__u64 more;\n",
+)
+_LAST_MAP = "MAP(percpu_array, packet_counters, "
+ONE_MORE_MAP = ("maps.h", _LAST_MAP, f"MAP(array, one_more, __u32, __u64, 1, 0);\n{_LAST_MAP}")
 
 
 @pytest.fixture
@@ -184,6 +195,7 @@ def test_former_programs_go_on_where_new_ones_are_refused(
     until(lambda: served(node, eth), "the row again")
     assert links_of(node) == before, "nothing was flipped"
     assert generation_of(node).packets == generation_of(node).former
+    assert all(link.current for link in Pins(node.root).device_links())
     done = node.cli("status", source=refused)
     assert "warning: programs of a former version serve packets from outside" in done.stderr
     assert "the packet programs could not be loaded" in done.stderr
@@ -227,17 +239,119 @@ def test_former_programs_whose_maps_are_others_do_not_go_on(
     assert not links_of(node), "what nobody fills is detached"
 
 
-def test_flows_that_are_laid_out_otherwise_hinder_packets_alone(
+def test_a_former_version_that_lacks_a_map_does_not_go_on(
     root: Path, changed_source: Callable[..., Path]
 ) -> None:
-    first = Pins(root, SMALL).load(packets=True)
-    other = changed_source(("abi.h", "struct flow {\n", "struct flow {\n\t__u64 reserved;\n"))
-    loaded = Pins(root, SMALL, other).load(packets=True)
-    assert (loaded.packets, loaded.rebuilt) == (False, ())
-    assert "flows: field seen at byte" in loaded.packets_error
-    assert "nobody sweeps its flows" in loaded.packets_error
+    Pins(root, SMALL).load(packets=True)
+    loaded = Pins(root, SMALL, changed_source(REFUSED, ONE_MORE_MAP)).load(packets=True)
+    assert not loaded.packets
+    assert "they have no map one_more" in loaded.packets_error
     assert (loaded.generation.programs / "connect4").exists()
-    assert first.generation.has_packets
+
+
+def test_what_a_killed_start_left_on_dead_maps_is_detached(
+    node: AgentProcess, eth: str, changed_source: Callable[..., Path]
+) -> None:
+    """It had flipped the sockets, and not yet come to devices."""
+    start(node, "--devices", eth)
+    until(lambda: served(node, eth), f"a row of {eth}")
+    node.stop()
+    source = changed_source(REFUSED, LARGER)
+    pins = Pins(node.root, source_directory=source)
+    loaded = pins.load(packets=True)
+    assert (loaded.packets, "slots" in loaded.rebuilt) == (False, True)
+    pins.attach(loaded.generation, node.cgroup)
+    pins.drop_others(loaded.generation)
+    assert "slots" in pins.outdated(loaded.generation)
+    assert links_of(node)
+    start(node, "--devices", eth, source=source)
+    assert not pins.load(packets=True).rebuilt, "the agent could not know it by that"
+    assert not links_of(node)
+
+
+def test_flows_that_are_laid_out_otherwise_are_lost_and_it_is_said(
+    node: AgentProcess, eth: str, changed_source: Callable[..., Path]
+) -> None:
+    """As soon as the programs can be loaded, and not by and by."""
+    start(node, "--devices", eth)
+    until(lambda: served(node, eth), f"a row of {eth}")
+    put_flow(node)
+    before = links_of(node)
+    node.stop()
+
+    # What is attached goes on, at each start that can't load others.
+    refused = changed_source(OTHER_FLOWS, REFUSED)
+    members = [("10.244.0.8", {}), ("10.244.0.9", {})]  # one alone needs no table
+    outside = service_of("web", [VIP], 80, externalIPs=["192.0.2.77"])
+    web = outside + "\n---\n" + slice_of("web", members, 8080)
+    assert not any(values(node, "maglev"))
+    for _ in range(2):
+        start(node, "--devices", eth, source=refused)
+        assert links_of(node) == before
+        assert "nobody sweeps their flows" in problem(node, "FormerPrograms")
+        assert told(node) == {}
+        # They find the Services that come, too.
+        node.write("web.yaml", web)
+        until(lambda: any(values(node, "maglev")), "a table")
+        node.kill()
+
+    newer = changed_source(OTHER_FLOWS)
+    start(node, "--devices", eth, source=newer)
+    until(lambda: served(node, eth), f"a row of {eth}")
+    assert not set(links_of(node).values()) & set(before.values())
+    assert "flows have another layout" in problem(node, "FlowsLost")
+    flows = map_id(node, "flows")
+    node.stop()
+    start(node, "--devices", eth, source=newer)
+    until(lambda: served(node, eth), f"a row of {eth}")
+    assert (problem(node, "FlowsLost"), map_id(node, "flows")) == ("", flows)
+
+
+def values(node: AgentProcess, name: str) -> bytes:
+    with opened(generation_of(node), name) as found:
+        return found.values()
+
+
+def problem(node: AgentProcess, reason: str) -> str:
+    found = (p["message"] for p in node.status()["problems"] if p["reason"] == reason)
+    return next(found, "")
+
+
+def test_what_was_pinned_stays_where_one_pin_can_not_be_made_again(
+    root: Path, changed_source: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pins = Pins(root, SMALL)
+    generation = pins.load(packets=True).generation
+    with opened(generation, "flows") as found:
+        flows = found.info.id
+    (generation.maps / "vlans").unlink()
+
+    def fail(module: str, request: object) -> None:
+        raise errors.NoCompiler("no compiler")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loading, "load", fail)
+        loaded = pins.load(packets=True)
+    assert (loaded.packets, "they have no map vlans" in loaded.packets_error) == (False, True)
+    assert pins.load(packets=True).packets
+    with opened(generation, "flows") as found:
+        assert found.info.id == flows
+
+
+def test_settings_are_written_before_the_first_sweep(root: Path) -> None:
+    packets = Pins(root, SMALL).load(packets=True).generation.packets
+    with opened(packets, "flows") as flows:
+        for key, value in entries(seen=now() - SECOND).items():
+            flows.update(key, value)
+    sweeper = Sweeper(packets.maps, packets.programs)
+    assert sweeper.round() == Round(), "timeouts are zeros, and all is older"
+    limits = replace(Timeouts(), tcp_new=77)
+    asked = Packets(devices=("pml0",), timeouts=limits)
+    DeviceWatch(asked, root, lambda _: None).begin(packets.programs, packets.maps)
+    with contextlib.closing(PacketMaps(packets.maps)) as maps:
+        assert maps.timeouts == limits
+    assert (sweeper.round().entries, sweeper.round().expired) == (2, 0)
+    sweeper.close()
 
 
 def map_id(node: AgentProcess, name: str) -> int:

@@ -39,6 +39,9 @@ def load(devices: tuple[str, ...], bpffs: Path, run_dir: Path, **sizes: int) -> 
     if loaded.flows_kept:
         wanted, kept = loaded.flows_kept
         click.echo(f"flows keeps {kept} entries instead of {wanted}: devices are served", err=True)
+    if loaded.flows_lost:
+        told = "flows have another layout: 'pointsman up' ends connections of clients outside"
+        click.echo(told, err=True)
     if loaded.previous:
         click.echo(f"generation {loaded.previous.name} still runs; 'pointsman up' flips to the new")
 
