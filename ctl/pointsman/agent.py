@@ -377,6 +377,8 @@ class Agent:
             return
         self._left_behind.look()
         if not self.ready.is_set():
+            # The first look at devices must know which of them are pods', or that nobody knows yet.
+            self._edge.want(self._settings.packets, self._surroundings.around)
             self._edge.begin(self._sync.loaded)
             self._write_status()
             self._telemetry.attached()

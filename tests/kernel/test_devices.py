@@ -785,6 +785,14 @@ def test_the_device_of_a_pod_that_opted_out_is_served(node: AgentProcess, eth: s
         node.start("--devices", eth, "--node-name", "worker")
         until(lambda: served(node, "pmp0"), "the pod's device")
         assert devices_of(node)["pmp0"]["role"] == "pod"
+        # Until it is found again at a restart, nothing is detached.
+        before = links_of(node)
+        node.stop()
+        mark = len(node.log.read_text())
+        node.start("--devices", eth, "--node-name", "worker")
+        until(lambda: served(node, "pmp0"), "the pod's device again")
+        assert "detached" not in node.log.read_text()[mark:]
+        assert links_of(node) == before
         node.remove("pod.yaml")
         until(lambda: "pmp0" not in devices_of(node), "only the node's own")
 
