@@ -213,6 +213,15 @@ def index_of(name: str) -> int:
         return 0
 
 
+def present(index: int) -> int:
+    """The ifindex itself if this namespace has a device of that number, else 0."""
+    try:
+        socket.if_indextoname(index)
+    except OSError:
+        return 0
+    return index
+
+
 def peers_of(addresses: frozenset[Address]) -> dict[Address, tuple[int, int]]:
     """(ifindex, ifindex of its other end) of the devices that have these addresses here, as a pod's
     are: those whose other end is in another network namespace."""
