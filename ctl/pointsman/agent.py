@@ -26,6 +26,7 @@ from pointsman.events import Changed, Event, Listed, Problem, Problems, Reach
 from pointsman.generations import Loaded
 from pointsman.leftbehind import LeftBehind
 from pointsman.objects import EndpointSlice, Ref, Service
+from pointsman.pins import Pins
 from pointsman.plan import Garbage
 from pointsman.planner import Planner
 from pointsman.probes import Probes
@@ -147,6 +148,8 @@ class Agent:
             settings.state_dir.mkdir(parents=True, exist_ok=True)
             host.mount_bpffs(settings.bpffs)
             host.check_cgroup(settings.cgroup)
+            Pins(settings.bpffs).prepare_root()
+            lock.pins(settings.bpffs)
             if warning := host.cgroup_warning(settings.cgroup):
                 log.warning(warning)
             if not host.has("CAP_SYS_PTRACE"):
@@ -377,6 +380,8 @@ class Agent:
             return
         self._left_behind.look()
         if not self.ready.is_set():
+            # The first look at devices must know which of them are pods', or that nobody knows yet.
+            self._edge.want(self._settings.packets, self._surroundings.around)
             self._edge.begin(self._sync.loaded)
             self._write_status()
             self._telemetry.attached()

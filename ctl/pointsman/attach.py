@@ -1,10 +1,12 @@
 """The programs for packets on devices: XDP and TC, attached, flipped and taken away.
 
     <pins>/links/<hook>-<device>            a link: XDP, or tcx (Linux 6.6)
-    <pins>/links/<hook>-<device>::filter    a program that is a filter of the device's clsact
+    <pins>/links/<hook>-<device>::filter:<ifindex>
+                                            a program that is a filter of the device's clsact
 
-In names of pins a dot is a colon, which no device's name has: bpffs takes no dots. What runs is
-what is pinned; each step can be the last one, and the next start mends what it finds.
+In names of pins a dot is a colon, which no device's name has: bpffs takes no dots. A device may be
+renamed, so a filter's pin has its number. What runs is what is pinned; each step can be the last
+one, and the next start mends what it finds.
 """
 
 from __future__ import annotations
@@ -199,7 +201,7 @@ class DeviceLinks:
                 except OSError as error:
                     if error.errno not in _NO_TCX:
                         raise
-            mark = pin.with_name(pin.name + _FILTER)
+            mark = pin.with_name(f"{pin.name}{_FILTER}:{index}")
             label, parent = self._filter_name(hook.name), _PARENTS[hook.name]
             found = filters.find(index, parent, label)
             if found is None or found.program != bpf.program_info(program).id or not mark.exists():
@@ -207,7 +209,9 @@ class DeviceLinks:
                 _mark(program, mark)
                 filters.put(index, parent, label, program)
             self._remove(linked)
-            self._remove(link for link in filtered if link.pin != mark.name)
+            for link in filtered:  # the same filter, marked under a former name
+                if link.pin != mark.name:
+                    (self._directory / link.pin).unlink(missing_ok=True)
             return "clsact"
 
 
@@ -217,7 +221,8 @@ def _read(path: Path) -> DeviceLink | None:
     if not dash or hook not in _HOOKS:
         return None
     is_filter = _FILTER in rest
-    name = rest.removesuffix(_NEXT).removesuffix(_FILTER).replace(":", ".")
+    name, _, number = rest.removesuffix(_NEXT).partition(_FILTER)
+    name = name.replace(":", ".")
     try:
         with _opened(path) as fd:
             if is_filter:
@@ -225,7 +230,8 @@ def _read(path: Path) -> DeviceLink | None:
                     path.name,
                     hook,
                     name,
-                    links.index_of(name),
+                    # Marks of former versions have no number.
+                    links.present(int(number[1:])) if number else links.index_of(name),
                     bpf.program_info(fd).id,
                     is_filter=True,
                 )

@@ -132,12 +132,13 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class Surrounding:
     """What else decides: this node's own addresses, best first; those of other nodes; some of the
-    endpoints there; the host's sides of pods without hooks, by ifindex; the ports of NodePorts."""
+    endpoints there; the host's sides of pods without hooks, by ifindex, None until they are known;
+    the ports of NodePorts."""
 
     own_addresses: tuple[Address, ...] = ()
     other_nodes: frozenset[Address] = frozenset()
     endpoints: frozenset[Address] = frozenset()
-    pods: frozenset[int] = frozenset()
+    pods: frozenset[int] | None = frozenset()
     node_ports: tuple[int, int] = (30000, 32767)
 
 
@@ -182,7 +183,7 @@ def choose(packets: Packets, seen: Seen, around: Surrounding) -> Choice:
     for device in seen.devices:
         if device.loopback or not device.ethernet or device.index in flags:
             continue
-        if device.index in around.pods or _matches(device.name, packets.pod_devices):
+        if device.index in (around.pods or ()) or _matches(device.name, packets.pod_devices):
             flags[device.index] = POD
     by_index = {device.index: device for device in seen.devices}
     served = {

@@ -4,7 +4,9 @@ programs and its element of `devices`; next hops to other nodes are kept resolve
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -35,8 +37,15 @@ log = logging.getLogger("pointsman.agent")
 
 _TICK = 0.5  # seconds between two looks whether it is to end
 _QUIET, _PATIENCE = 0.05, 1.0  # seconds without a change before a look; with changes, at most
+_PAUSE = 1.0  # seconds until a look that failed is repeated
 _AGAIN = 30.0  # seconds until what failed is tried again
 _ROUTES = 15.0  # seconds between two looks for new ways to other nodes
+_NO_WAY_OUT = Problem(
+    "no device has a default route: what an agent before attached goes on as it is, and nobody "
+    "follows it",
+    "add one, or name devices with --devices ('none' if nobody comes from outside)",
+    severity="warning",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +71,17 @@ class DeviceWatch:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._asked = threading.Event()
-        self._packets, self._around = packets, Surrounding()
+        self._packets, self._around = packets, Surrounding(pods=None)
         self._programs: Path | None = None
         self._maps: DeviceMaps | None = None
         self._told: DevicesNow | None = None
         self._done: dict[int, Outcome] = {}
-        self._faulty = False
+        self._again = math.inf  # when what failed is tried again
         self._defaults: tuple[Route, ...] = ()  # the last that there were
         self._mode = ""
         self._able: frozenset[int] = frozenset()  # devices to which XDP may send
         self._hops_for: object = None
+        self._hops_fault = ""
         self._ways_for: object = None
         self._ways_at = 0.0
         self._ways: dict[Address, neighbours.NextHop] = {}
@@ -100,56 +110,59 @@ class DeviceWatch:
         while self._programs is None:
             if self._stop.wait(_TICK):
                 return
-        monitor = devices.monitor()
-        due, last = True, 0.0
-        try:
+        while not self._stop.is_set():
+            try:
+                self._follow()
+            except OSError as error:
+                text = f"devices are not followed, what is served stays as it is: {error}"
+                rows = self._told.rows if self._told else ()
+                if self._tell(DevicesNow(rows, (Problem(text, "see the agent's log"),))):
+                    log.error("devices could not be followed, it is tried again: %s", error)
+                self._stop.wait(_PAUSE)
+        if self._maps:
+            self._maps.close()
+
+    def _follow(self) -> None:
+        """Until `stop`, from a look at everything on. Raises OSError."""
+        with contextlib.closing(devices.monitor()) as monitor:
+            due = True
             while not self._stop.is_set():
                 if monitor.changed(0 if due else _TICK):
                     due = True
                     quiet_by = time.monotonic() + _PATIENCE
                     while monitor.changed(_QUIET) and time.monotonic() < quiet_by:
                         pass
-                again = self._faulty and time.monotonic() - last > _AGAIN
-                if due or again or self._asked.is_set():
+                # By a time of its own: on a busy node one look follows the other.
+                if time.monotonic() > self._again:
+                    due, self._again = True, math.inf
+                    self._done = {i: o for i, o in self._done.items() if not _may_heal(o)}
+                if due or self._asked.is_set():
                     self._asked.clear()
-                    if again:
-                        self._done = {i: o for i, o in self._done.items() if not _may_heal(o)}
-                    due, last = not self._look(), time.monotonic()
-                    if due:
-                        self._stop.wait(1.0)
-        finally:
-            monitor.close()
-            if self._maps:
-                self._maps.close()
+                    self._look()
+                    due = False
 
     # -- one look ----------------------------------------------------------------------------
 
-    def _look(self) -> bool:
-        """False if it failed, and is to be repeated."""
+    def _look(self) -> None:
+        """Raises OSError."""
         with self._lock:
             packets, around = self._packets, self._around
             programs, maps = self._programs, self._maps
         if programs is None or maps is None:
-            return False
-        try:
-            seen = self._look_around(packets, around)
-            if seen is None:
-                return True
-            choice = choose(packets, seen, around)
-            maps.configure(packets)
-            outcomes = self._serve(programs, maps, choice, packets)
-        except OSError as error:
-            log.error("devices could not be followed, it is tried again: %s", error)
-            text = f"devices are not followed, what is served stays as it is: {error}"
-            told = self._told.rows if self._told else ()
-            self._tell(DevicesNow(told, (Problem(text, "see the agent's log"),)))
-            return False
+            return
+        seen = self._look_around(packets, around)
+        if seen is None:
+            self._tell(DevicesNow((), (_NO_WAY_OUT,)))
+            return
+        choice = choose(packets, seen, around)
+        maps.configure(packets)
+        outcomes = self._serve(programs, maps, choice, packets, whole=around.pods is not None)
         self._keep_neighbours(seen, choice, around)
         ways = unserved_ways(self._ways, around.endpoints, seen, choice)
         found = (*problems(packets, seen, around, choice, outcomes), *ways)
-        self._faulty = any(map(_may_heal, outcomes))
+        faulty = any(map(_may_heal, outcomes))
+        self._again = min(self._again, time.monotonic() + _AGAIN) if faulty else math.inf
         self._tell(DevicesNow(tuple(rows(choice, outcomes)), found))
-        return True
 
     def _look_around(self, packets: Packets, around: Surrounding) -> Seen | None:
         """What there is now. A route that is away for a moment is no reason to take programs off,
@@ -170,14 +183,17 @@ class DeviceWatch:
         return replace(seen, defaults=self._defaults)
 
     def _serve(
-        self, programs: Path, maps: DeviceMaps, choice: Choice, packets: Packets
+        self, programs: Path, maps: DeviceMaps, choice: Choice, packets: Packets, *, whole: bool
     ) -> list[Outcome]:
-        # What the programs must know goes after them, and comes before them: with others in between
-        # there would be no room for as many as there may be.
-        removed = self._links.keep_only(choice.served)
-        if removed:
-            log.info("detached %s", ", ".join(removed))
-        maps.keep_only(choice.served)
+        """`whole`: the choice is all of them. Else what is attached may be a pod's that is not
+        known yet, and stays."""
+        if whole:
+            # What the programs must know goes after them, and comes before them: with others in
+            # between there would be no room for as many as there may be.
+            removed = self._links.keep_only(choice.served)
+            if removed:
+                log.info("detached %s", ", ".join(removed))
+            maps.keep_only(choice.served)
         mode = "native" if packets.xdp_mode == AUTO else packets.xdp_mode
         present = self._links.present()
         if mode != self._mode:
@@ -211,10 +227,13 @@ class DeviceWatch:
             for one in self._done.values():
                 maps.add(aimed(one.served, able))
 
-    def _tell(self, now: DevicesNow) -> None:
-        if now != self._told:
-            self._told = now
-            self._put(now)
+    def _tell(self, now: DevicesNow) -> bool:
+        """Whether it was new."""
+        if now == self._told:
+            return False
+        self._told = now
+        self._put(now)
+        return True
 
     # -- neighbours --------------------------------------------------------------------------
 
@@ -239,10 +258,19 @@ class DeviceWatch:
         self._hops_for = key
         try:
             ours, others = neighbours.kept_neighbours()
-            for hop in ours - wanted:
-                neighbours.forget_neighbour(hop)
-            for hop in wanted - ours - others:
-                neighbours.keep_neighbour(hop)
-        except OSError as error:  # TC still waits for neighbours, as the kernel does
+        except OSError as error:
             log.warning("neighbours are not kept resolved: %s", error)
             self._hops_for = None
+            return
+        changes = [(neighbours.forget_neighbour, hop) for hop in ours - wanted]
+        changes += [(neighbours.keep_neighbour, hop) for hop in wanted - ours - others]
+        fault = ""
+        for change, hop in changes:
+            try:
+                change(hop)
+            except OSError as error:  # its device went, say: that is no reason to leave the others
+                fault = str(error)
+        # TC still waits for neighbours, as the kernel does. The next look for ways tries again.
+        if fault and fault != self._hops_fault:
+            log.warning("neighbours are not kept resolved: %s", fault)
+        self._hops_fault = fault

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pointsman.attach import DeviceLinks
@@ -62,7 +63,11 @@ class Edge:
         loaded = self._due.get()
         if loaded and not self._stopped:
             self.pinning = True
-            self._put(self._pins.load_packets(loaded))
+            try:
+                loaded = self._pins.load_packets(loaded)
+            except OSError as error:
+                loaded = replace(loaded, packets_due=False, packets_error=str(error))
+            self._put(loaded)
             self.pinning = False
         self._watch.run()
 
@@ -94,6 +99,15 @@ class Edge:
         self._due.put(loaded if loaded.packets_due else None)
         if loaded.packets_due:
             return
+        try:
+            self._begin(loaded)
+        except (OSError, PointsmanError) as error:  # sockets are served all the same
+            log.error("packets: %s", error)
+            text = f"packets from outside are not served, or by what was attached before: {error}"
+            self._left = (Problem(text, "see the agent's log; a start tries again"),)
+
+    def _begin(self, loaded: Loaded) -> None:
+        """Raises OSError and those of `pointsman.errors`."""
         if loaded.packets_error:
             instead = "former ones go on" if loaded.packets else "packets are not served"
             log.error("%s; %s", loaded.packets_error, instead)

@@ -408,8 +408,14 @@ class Pins:
                 shutil.rmtree(path, ignore_errors=True)
 
     def unload(self) -> list[str]:
-        """Detaches and unpins everything that is Pointsman's, nothing else; what it removed."""
-        removed = [f"links/{name}" for name in DeviceLinks(self.root).remove_all()]
+        """Detaches and unpins everything that is Pointsman's, nothing else; what it removed. Raises
+        PointsmanError at the end if something of devices has to stay, as its mark then does."""
+        removed: list[str] = []
+        failed: errors.PointsmanError | None = None
+        try:
+            removed += [f"links/{name}" for name in DeviceLinks(self.root).remove_all()]
+        except errors.PointsmanError as error:
+            failed = error
         removed += [f"links/{name}" for name in SocketLinks(self.root).remove_all()]
         (self.root / "current").unlink(missing_ok=True)
         (self.root / "next").unlink(missing_ok=True)
@@ -419,4 +425,6 @@ class Pins:
         for path in (self.root / "links", self.root):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
+        if failed:
+            raise failed
         return removed

@@ -64,7 +64,8 @@ def write_reserved(directory: Path, ranges: tuple[tuple[int, int], ...]) -> None
 
 
 class Lock:
-    """Held by the one process that may write the maps. Ends with the process."""
+    """Held by the one process that may write the maps: of its run directory, and by `pins` of what
+    is pinned. Ends with the process. Both raise AlreadyRunning."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -81,10 +82,24 @@ class Lock:
             ) from None
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())
+        self._pins = -1
+
+    def pins(self, root: Path) -> None:
+        """Takes a pin directory as well: two run directories may come with one of these."""
+        self._pins = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._pins, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AlreadyRunning(
+                f"an agent with another --run-dir holds {root}; stop it first, or choose another "
+                "directory with --bpffs"
+            ) from None
 
     def release(self) -> None:
         os.ftruncate(self._fd, 0)
         os.close(self._fd)
+        if self._pins >= 0:
+            os.close(self._pins)
 
 
 def running(directory: Path) -> int | None:

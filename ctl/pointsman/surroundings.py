@@ -45,7 +45,7 @@ class Surroundings:
         self._node_problems: tuple[Problem, ...] = ()
         self._wanted: frozenset[Address] = frozenset()
         self._found: Mapping[Address, int] | None = None
-        self._devices: frozenset[int] = frozenset()
+        self._devices: frozenset[int] | None = None  # until the first search for them has ended
         self._endpoints: Mapping[tuple[str, str], Address] = {}
         self._nodes: set[str] = set()
         self._around: tuple[tuple[object, ...], Surrounding] | None = None

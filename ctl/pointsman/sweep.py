@@ -7,6 +7,7 @@ a flow that a packet has just touched is never deleted by what was read a moment
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import threading
@@ -20,6 +21,8 @@ from pointsman import bpf
 from pointsman.decisions import NO_ROOM
 from pointsman.expiry import KEY_SIZE, candidates, count_ports
 from pointsman.packetmaps import PacketMaps, now
+
+log = logging.getLogger("pointsman.agent")
 
 _MINIMUM_PACKET = 64  # an XDP test run wants at least an Ethernet header
 _u32 = struct.Struct("=I")
@@ -84,12 +87,21 @@ class Sweeper:
     # -- the thread ------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until `stop`."""
-        self._pleas = self._lacking()
+        """Until `stop`. What the kernel refuses (memory, say) is tried again: flows that stay harm
+        less than an agent that ends."""
+        failed: int | None = 0
         while not self._stop.is_set():
             began = time.monotonic()
-            self.round(paced=True)
-            self._wait(began + interval(self._fill))
+            try:
+                self._pleas = self._lacking()
+                self.round(paced=True)
+                failed = 0
+                self._wait(began + interval(self._fill))
+            except OSError as error:
+                if error.errno != failed:
+                    log.error("flows that have expired stay, it is tried again: %s", error)
+                failed = error.errno
+                self._stop.wait(_REST)
 
     def stop(self) -> None:
         self._stop.set()

@@ -6,6 +6,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 
 from pointsman import sync as sync_module
 from pointsman.agent import Agent
+from pointsman.edge import Edge
 from pointsman.events import Changed, Event
 from pointsman.leftbehind import LeftBehind
 from pointsman.manifests import ManifestSource
@@ -23,7 +25,7 @@ from pointsman.reaper import Found
 from pointsman.surroundings import OptedOut
 from pointsman.values import TCP, Frontend, to_address
 from tests.kernel.test_failed_sync import settings_of
-from tests.support.agents import AgentProcess, service
+from tests.support.agents import AgentProcess, node_of, service
 from tests.support.kernel import until
 
 pytestmark = pytest.mark.kernel
@@ -104,6 +106,20 @@ def test_what_came_with_something_that_fails_is_not_lost(
         until(lambda: agent._sync.maps.settings()["skipped"] == 1, "the second try")
         assert failed.is_set()
         assert agent._sync.maps.find(CLAIMED)
+
+
+def test_devices_are_looked_at_with_what_is_known_of_the_node(
+    node: AgentProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first look would take the devices of pods for nobody's."""
+    node.write("node.yaml", node_of("worker", "192.0.2.1"))
+    done: list[Any] = []
+    monkeypatch.setattr(Edge, "want", lambda _self, _packets, around: done.append(around))
+    monkeypatch.setattr(Edge, "begin", lambda _self, _loaded: done.append("begin"))
+    settings = replace(settings_of(node), node_name="worker")
+    with running(Agent(settings, ManifestSource(node.manifests))) as agent:
+        until(agent.ready.is_set, "an attached agent")
+    assert done[done.index("begin") - 1].own_addresses == (to_address("192.0.2.1"),)
 
 
 class Slow:

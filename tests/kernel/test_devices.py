@@ -24,6 +24,7 @@ from pointsman.errors import PointsmanError
 from pointsman.netlink import devices, filters, neighbours
 from pointsman.netns import found_in
 from pointsman.pins import Loaded, Pins
+from pointsman.socketlinks import SocketLinks
 from pointsman.values import Address, to_address
 from tests.kernel.test_netns import another_namespace, cookie_of
 from tests.support.agents import AgentProcess, manifest, node_of
@@ -495,7 +496,7 @@ def test_filters_serve_where_there_is_no_tcx(
     index, label = devices.index_of(eth), DeviceLinks(node.root)._filter_name("tc_ingress")
     found = filters.find(index, filters.INGRESS, label)
     assert found
-    assert found.program == node.links()[f"tc_ingress-{eth}::filter"]
+    assert found.program == node.links()[f"tc_ingress-{eth}::filter:{index}"]
     # Who deletes the qdisc deletes the filters.
     run("tc", "qdisc", "del", "dev", eth, "clsact")
     until(lambda: filters.find(index, filters.INGRESS, label), "the filter again")
@@ -549,6 +550,67 @@ def test_a_filter_that_stays_keeps_its_mark(
     assert {link.hook for link in links.present()} == {"tc_egress", "tc_ingress"}
     assert len(links.remove_all()) == 2
     assert "pointsman" not in run("tc", "filter", "show", "dev", eth, "ingress")
+
+
+def test_a_renamed_device_loses_its_filters_with_the_others(loaded: Loaded) -> None:
+    root = loaded.generation.directory.parent
+    links = DeviceLinks(root, clsact=True)
+
+    def serve(name: str) -> Outcome:
+        one = Served(next(d for d in devices.seen().devices if d.name == name), NODE)
+        return links.serve(loaded.generation.programs, one, "none", links.present())
+
+    def rename(old: str, new: str) -> None:
+        run("ip", "link", "set", old, "down")
+        run("ip", "link", "set", old, "name", new)
+        run("ip", "link", "set", new, "up")
+
+    def ours(name: str) -> int:
+        shown = (run("tc", "filter", "show", "dev", name, way) for way in ("ingress", "egress"))
+        return sum("pointsman" in text for text in shown)
+
+    with veth("pmf0"):
+        assert serve("pmf0").tc == "clsact"
+        rename("pmf0", "pmf1")
+        try:
+            another = ("type", "veth", "peer", "name", "pmf2p")
+            run("ip", "link", "add", "pmf0", *another)  # has its name now
+            assert (len(links.remove_all()), ours("pmf1")) == (2, 0)
+            run("ip", "link", "del", "pmf0")
+            # Served again, it has the marks of its name, and the same filters all the time.
+            assert serve("pmf1").tc == "clsact"
+            rename("pmf1", "pmf0")
+            assert (serve("pmf0").tc, ours("pmf0")) == ("clsact", 2)
+            assert {link.name for link in links.present()} == {"pmf0"}
+            # As a former version marked them.
+            for link in links.present():
+                mark = root / "links" / link.pin
+                mark.rename(mark.with_name(link.pin.rpartition(":")[0]))
+            assert (serve("pmf0").tc, ours("pmf0")) == ("clsact", 2)
+            assert len(links.present()) == 2
+            assert (len(links.remove_all()), ours("pmf0")) == (2, 0)
+        finally:
+            links.remove_all()
+            subprocess.run(["ip", "link", "del", "pmf1"], check=False, capture_output=True)
+
+
+def test_unload_does_the_rest_where_a_filter_stays(
+    kernel: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_self: DeviceLinks) -> list[str]:
+        raise PointsmanError("filters that can't be deleted")
+
+    pins = Pins(Path("/sys/fs/bpf") / f"pm_stays_{os.getpid()}", SMALL)
+    pins.prepare_root()
+    (pins.root / "g_0123456789ab").mkdir()
+    removed: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(DeviceLinks, "remove_all", fails)
+        patched.setattr(SocketLinks, "remove_all", lambda _self: removed.append("sockets") or [])
+        with pytest.raises(PointsmanError, match="can't be deleted"):
+            pins.unload()
+    assert removed == ["sockets"]
+    assert not pins.root.exists()
 
 
 def test_filters_and_links_change_places(eth: str, loaded: Loaded) -> None:
@@ -785,6 +847,14 @@ def test_the_device_of_a_pod_that_opted_out_is_served(node: AgentProcess, eth: s
         node.start("--devices", eth, "--node-name", "worker")
         until(lambda: served(node, "pmp0"), "the pod's device")
         assert devices_of(node)["pmp0"]["role"] == "pod"
+        # Until it is found again at a restart, nothing is detached.
+        before = links_of(node)
+        node.stop()
+        mark = len(node.log.read_text())
+        node.start("--devices", eth, "--node-name", "worker")
+        until(lambda: served(node, "pmp0"), "the pod's device again")
+        assert "detached" not in node.log.read_text()[mark:]
+        assert links_of(node) == before
         node.remove("pod.yaml")
         until(lambda: "pmp0" not in devices_of(node), "only the node's own")
 

@@ -285,6 +285,18 @@ def test_a_second_agent_ends_with_9_and_the_first_one_goes_on(running: AgentProc
     assert running.cli("status").returncode == 0
 
 
+def test_another_run_directory_makes_no_second_writer(
+    running: AgentProcess, tmp_path: Path
+) -> None:
+    other = ["--run-dir", str(tmp_path / "run")]
+    done = up(running, "--dns", "off", *other)
+    sentence_after_log(done, 9, f"another --run-dir holds {running.root}", "--bpffs")
+    for command in ("load", "unload"):
+        done = running.cli(command, *other, check=False)
+        sentence(done, 9, f"another --run-dir holds {running.root}", "--bpffs")
+    assert running.cli("status").returncode == 0
+
+
 @pytest.mark.parametrize("command", ["load", "unload"])
 def test_load_and_unload_end_with_9_while_an_agent_runs(
     running: AgentProcess, command: str

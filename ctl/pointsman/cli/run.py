@@ -29,6 +29,8 @@ def load(devices: tuple[str, ...], bpffs: Path, run_dir: Path, **sizes: int) -> 
     try:
         host.mount_bpffs(bpffs)
         pins = Pins(bpffs, options.sizes_of(sizes))
+        pins.prepare_root()
+        lock.pins(bpffs)
         loaded = pins.load(packets=bool(devices))
     finally:
         lock.release()
@@ -61,7 +63,10 @@ def unload(bpffs: Path, run_dir: Path) -> None:
     host.require_root()
     lock = state.Lock(run_dir)
     try:
-        removed = Pins(bpffs).unload() if bpffs.is_dir() else []
+        removed = []
+        if bpffs.is_dir():
+            lock.pins(bpffs)
+            removed = Pins(bpffs).unload()
         reserved, released = state.read_reserved(run_dir), False
         if reserved:
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
+import logging
 import socket
 import struct
 import sys
@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pointsman.netlink.devices import assigned
-from pointsman.netlink.wire import Netlink, attributes
+from pointsman.netlink.devices import V4_ADDRESS, V6_ADDRESS, assigned
+from pointsman.netlink.wire import Monitor, Netlink, attributes
 from pointsman.stale import Flow, Record
 from pointsman.values import TCP, UDP, V4_PREFIX, Address, Backend, is_ipv4, to_address, to_text
 
+log = logging.getLogger("pointsman.agent")
+
+_READ_AGAIN = 0.2  # seconds until addresses that could not be read are read again
 _IPVS_DEVICE = "kube-ipvs0"
 _LOOPBACK = (to_address("127.0.0.1"), to_address("::1"))
 _NETLINK_SOCK_DIAG, _NETLINK_NETFILTER = 4, 12
@@ -68,21 +71,23 @@ def local_addresses() -> frozenset[Address]:
 
 def watch_addresses(changed: Callable[[frozenset[Address]], None], stop: threading.Event) -> None:
     """Calls `changed` with all local addresses, at start and whenever one comes or goes."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
-
-    with IPRoute() as route:
-        # Listening starts before the first reading: nothing can slip in between.
-        route.bind(groups=RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
-        known = local_addresses()
-        changed(known)
+    known: frozenset[Address] | None = None
+    error = ""
+    # Listening starts before the first reading: nothing can slip in between.
+    with contextlib.closing(Monitor(V4_ADDRESS | V6_ADDRESS)) as monitor:
+        due = True
         while not stop.is_set():
-            ready, _, _ = select.select([route], [], [], 0.5)
-            if not ready:
+            if not due and not monitor.changed(0.5):
                 continue
-            for _message in route.get():
-                pass
-            now = local_addresses()
+            try:
+                now = local_addresses()
+            except OSError as again:
+                # EAGAIN: so many come, one after the other, that no reading is whole.
+                if error != (error := str(again)):
+                    log.warning("the node's addresses are read again: %s", error)
+                due = not stop.wait(_READ_AGAIN)
+                continue
+            due, error = False, ""
             if now != known:
                 known = now
                 changed(now)

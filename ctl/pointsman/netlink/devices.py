@@ -22,7 +22,7 @@ from pointsman.values import Address
 _CONF = Path("/proc/sys/net")
 # include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
 _GETLINK, _GETADDR, _GETROUTE = 18, 22, 26
-_LINK, _V4_ADDRESS, _V4_ROUTE, _V6_ADDRESS, _V6_ROUTE = 0x1, 0x10, 0x40, 0x100, 0x400
+_LINK, V4_ADDRESS, _V4_ROUTE, V6_ADDRESS, _V6_ROUTE = 0x1, 0x10, 0x40, 0x100, 0x400  # RTMGRP_…
 _V4_CONF, _V6_CONF = 1 << 23, 1 << 24
 _link = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _assigned = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, scope, index
@@ -61,7 +61,7 @@ def seen() -> Seen:
 
 def monitor() -> Monitor:
     """Tells of everything that `seen` depends on."""
-    groups = _LINK | _V4_ADDRESS | _V6_ADDRESS | _V4_ROUTE | _V6_ROUTE | _V4_CONF | _V6_CONF
+    groups = _LINK | V4_ADDRESS | V6_ADDRESS | _V4_ROUTE | _V6_ROUTE | _V4_CONF | _V6_CONF
     return Monitor(groups)
 
 
@@ -211,6 +211,15 @@ def index_of(name: str) -> int:
         return socket.if_nametoindex(name)
     except OSError:
         return 0
+
+
+def present(index: int) -> int:
+    """The ifindex itself if this namespace has a device of that number, else 0."""
+    try:
+        socket.if_indextoname(index)
+    except OSError:
+        return 0
+    return index
 
 
 def peers_of(addresses: frozenset[Address]) -> dict[Address, tuple[int, int]]:
