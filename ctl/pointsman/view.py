@@ -66,6 +66,7 @@ class View:
 
     def __init__(self, directory: Path, packets: Path | None = None) -> None:
         """`packets`: where maps are that are not in `directory`."""
+        self.directory = directory
         self._directories = (directory, packets or directory)
         self._maps: dict[str, bpf.Map] = {}
         try:
