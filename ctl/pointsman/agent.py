@@ -148,8 +148,6 @@ class Agent:
             settings.state_dir.mkdir(parents=True, exist_ok=True)
             host.mount_bpffs(settings.bpffs)
             host.check_cgroup(settings.cgroup)
-            Pins(settings.bpffs).prepare_root()
-            lock.pins(settings.bpffs)
             if warning := host.cgroup_warning(settings.cgroup):
                 log.warning(warning)
             if not host.has("CAP_SYS_PTRACE"):
@@ -164,6 +162,9 @@ class Agent:
                 lambda garbage, planner: self._garbage.put((garbage, planner)),
             )
             self._start_dns()
+            # Not before what may yet be refused: who can't start leaves nothing behind.
+            Pins(settings.bpffs).prepare_root()
+            lock.pins(settings.bpffs)
             self._sync.open()
             self._telemetry.loading(self._sync.loaded.packets_due)
             self._left_behind = LeftBehind(
