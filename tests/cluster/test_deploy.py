@@ -33,6 +33,7 @@ SHAPES = {
     "beside-kube-proxy": (
         "config.healthzBindAddress=0.0.0.0:10356",
         "config.metricsBindAddress=127.0.0.1:10349",
+        "config.devices=none",
     ),
     "unload": ("unload=true",),
 }
