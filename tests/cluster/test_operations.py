@@ -638,7 +638,8 @@ def test_kube_proxys_own_file_will_do(
         assert client.connect(agent.node.addresses.v4, port).pod
         assert client.connect(cluster.nodes["node-b"].addresses.v4, port).error == "ECONNREFUSED"
         assert client.connect(service.ip, 80).pod
-        assert complains(agent, "masqueradeAll")  # what has no effect is named
+        # What has no effect is named.
+        until(lambda: complains(agent, "masqueradeAll"), "a problem that names it", 20)
 
 
 # -- what is missing -----------------------------------------------------------------------------
