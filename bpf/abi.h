@@ -274,7 +274,7 @@ struct way {
  */
 struct flow {
 	struct tuple other;
-	__u64 seen; /* CLOCK_MONOTONIC, ns, of its last packet, to the second */
+	__u64 seen; /* CLOCK_MONOTONIC, ns, of its last packet, to two seconds */
 	__u32 endpoint;
 	__u32 generation;
 	__u32 owner; /* as service.owner */
@@ -294,7 +294,7 @@ struct recent {
 	__be16 new_source_port;
 	__be16 new_destination_port;
 	__u32 endpoint; /* as in struct flow */
-	__u32 generation; /* 0 = of a reply, which goes on though its endpoint has left */
+	__u32 generation; /* 0 = goes on though its endpoint has left */
 	__u8 macs[12]; /* as in struct way */
 	__u16 mtu;
 	__u8 proto;
@@ -383,7 +383,7 @@ enum verdict {
 	PACKET_REFUSED = 7, /* port unreachable sent: no endpoints */
 	PACKET_TOO_BIG = 8, /* "fragmentation needed" or "packet too big" sent */
 	FLOW_BEGUN = 9,
-	FLOW_MOVED = 10, /* chosen anew, because its endpoint has left or its tuple was used again */
+	FLOW_MOVED = 10, /* chosen anew: its endpoint has left, its tuple was used again, or half of it is gone */
 	FLOW_PROMOTED = 11,
 	DROP_NO_LOCAL_ENDPOINT = 12, /* none on this node under a policy */
 	DROP_SOURCE_RANGE = 13, /* client not in loadBalancerSourceRanges */

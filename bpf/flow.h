@@ -8,7 +8,6 @@
 #define POINTSMAN_FLOW_H
 
 #define PORT_ATTEMPTS 16
-#define FLOW_CLOSED (FLOW_FIN | FLOW_RST)
 #define SECONDS(n) ((__u64)(n) * NSEC_PER_SEC)
 
 static __always_inline struct packet_settings *get_packet_settings(void)
@@ -177,7 +176,7 @@ static __always_inline bool touch(struct flow *flow, __u8 tcp_flags, __u64 now)
 	}
 	/* SYNs that are sent again, and their answers, keep no flow: else one that is never opened would
 	 * hold its port for as long as somebody likes. */
-	if (!(tcp_flags & TCP_SYN) && now - flow->seen > NSEC_PER_SEC) {
+	if (!(tcp_flags & TCP_SYN) && (__s64)(now - flow->seen) > (__s64)(NSEC_PER_SEC / 2)) {
 		*(volatile __u64 *)&flow->seen = now;
 		news = true;
 	}
@@ -185,8 +184,8 @@ static __always_inline bool touch(struct flow *flow, __u8 tcp_flags, __u64 now)
 }
 
 /*
- * Once both ends have spoken. FLOW_PROMOTED, FLOW_UNPROMOTED, or 0 if it is not yet time. `flow` is a
- * copy of the entry of either direction, `back` room for one of the other.
+ * Once both ends have spoken. FLOW_PROMOTED, FLOW_UNPROMOTED, 0 if it is not yet time, or FLOW_MOVED if
+ * it has to begin anew. `flow` is a copy of the entry of either direction, `back` room for one of the other.
  */
 static __always_inline __u32 promote(struct tuple *key, struct flow *flow, struct flow *back)
 {
@@ -199,10 +198,11 @@ static __always_inline __u32 promote(struct tuple *key, struct flow *flow, struc
 		return 0;
 	other = flows_new.lookup(&flow->other);
 	if (!other || !same_tuple(&other->other, key)) {
-		/* The LRU map took one half: no answer would find its way back. It is begun anew. */
-		if (!(flow->flags & FLOW_REPLY))
-			flows_new.delete(key);
-		return 0;
+		/* Another CPU was faster, or else the LRU map took one half: no answer would find its way back. */
+		if (flow->flags & FLOW_REPLY || flows.lookup(key))
+			return 0;
+		flows_new.delete(key);
+		return FLOW_MOVED;
 	}
 	if (!(other->flags & FLOW_ANSWERED))
 		return 0;
@@ -260,8 +260,8 @@ static __always_inline __u32 begin_flow(const struct packet_settings *how, struc
 				if (mate_of(&flow->other, taken)) {
 					flows.delete(&former);
 					flows_new.delete(&former);
-					forget(&former);
 				}
+				forget(&former);
 			}
 			flows.delete(&flow->other);
 			error = flows_new.update(&flow->other, reply);
@@ -272,13 +272,14 @@ static __always_inline __u32 begin_flow(const struct packet_settings *how, struc
 		}
 		if (error)
 			return DROP_NO_ROOM;
-		forget(key);
-		forget(&flow->other);
 		flows.delete(key);
 		if (flows_new.update(key, flow)) {
 			flows_new.delete(&flow->other);
 			return DROP_NO_ROOM;
 		}
+		/* Only now: who remembers looks whether its entry is still the one that is found. */
+		forget(key);
+		forget(&flow->other);
 		return 0;
 	}
 	return DROP_NO_PORT;

@@ -57,14 +57,23 @@ static __always_inline void note_ports(const struct packet *p, struct fragment_k
 	fragments.update(key, &noted);
 }
 
+/* NULL if the first fragment has not come. */
+static __always_inline struct fragment *known_ports(struct fragment_key *key, __u64 now)
+{
+	struct fragment *known = fragments.lookup(key);
+
+	/* Signed, as everywhere: what another CPU notes may be later than this one's now. */
+	return known && (__s64)(now - known->seen) <= (__s64)SECONDS(MAX_PORTS_AGE) ? known : NULL;
+}
+
 /* The ports of a later fragment; false if its first has not come. */
 static __always_inline bool recall_ports(struct packet *p, struct fragment_key *key, __u64 now)
 {
 	struct fragment *known;
 
 	name_datagram(p, key);
-	known = fragments.lookup(key);
-	if (!known || now - known->seen > SECONDS(MAX_PORTS_AGE))
+	known = known_ports(key, now);
+	if (!known)
 		return false;
 	p->tuple.source_port = known->source_port;
 	p->tuple.destination_port = known->destination_port;
@@ -115,7 +124,7 @@ static __always_inline struct held_frame *held_frame_of(__u64 link, const struct
 	frame = held_frames.lookup(&place);
 	if (!frame || (frame->turn & ~HELD_TAKEN) != link >> HELD_COUNT_BITS ||
 	    !same_datagram(&frame->key, key) ||
-	    now - frame->seen > SECONDS(MAX_FRAGMENT_AGE))
+	    (__s64)(now - frame->seen) > (__s64)SECONDS(MAX_FRAGMENT_AGE))
 		return NULL;
 	return frame;
 }
@@ -172,7 +181,7 @@ static __always_inline bool hold(struct __sk_buff *ctx, __u32 l3, __u64 length,
 		next = turn << HELD_COUNT_BITS | ((before & HELD_COUNT) + 1);
 		if (__sync_val_compare_and_swap(last, link, next) != link)
 			continue;
-		if (!fragments.lookup(key))
+		if (!known_ports(key, now))
 			return true;
 		break;
 	}

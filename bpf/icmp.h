@@ -42,7 +42,7 @@ static __always_inline bool may_tell(__u64 now)
 
 	if (!budget)
 		return false;
-	if (now - budget->since > NSEC_PER_SEC) {
+	if ((__s64)(now - budget->since) > (__s64)NSEC_PER_SEC) {
 		budget->since = now;
 		budget->sent = 0;
 	}

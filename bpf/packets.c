@@ -28,10 +28,10 @@
 #define GO_ON(xdp) ((xdp) ? XDP_PASS : TC_ACT_UNSPEC)
 #define END(xdp) ((xdp) ? XDP_DROP : TC_ACT_SHOT)
 
-/* What does not fit on the stack. Programs here do not nest on one CPU. */
+/* What does not fit on the stack. Only release() lets a program run inside of another. */
 struct scratch {
 	struct packet packet;
-	struct tuple key; /* what the flow is found by */
+	struct tuple key; /* of the flow that an error or a tunnel is about */
 	struct tuple to; /* what the packet becomes */
 	struct flow flow;
 	struct flow reply;
@@ -43,6 +43,7 @@ struct scratch {
 	struct answer answer;
 	struct way leaves;
 	struct recent recent;
+	__u64 fence;
 };
 
 BPF_PERCPU_ARRAY(scratch, struct scratch, 1);
@@ -97,8 +98,7 @@ static __always_inline bool is_for_hook(const struct pass *pass, __u32 flags)
 /* ---- sending ---- */
 
 /* DSR: the whole packet goes on inside another, to the endpoint's node. */
-static __always_inline int send_tunneled(struct pass *pass, const bool xdp, struct flow *flow,
-					 const struct device *out)
+static __always_inline int send_tunneled(struct pass *pass, const bool xdp, const struct device *out)
 {
 	struct scratch *of = pass->of;
 	struct packet *p = &of->packet;
@@ -157,8 +157,8 @@ static __always_inline int too_big(struct pass *pass, const bool xdp, const bool
 }
 
 /*
- * Whether what was asked last still goes for this packet. Routes and neighbours are asked again twice
- * a second: who asks for each packet pays for it a third of what the packet costs.
+ * Whether what was asked last still goes for this packet. Routes and neighbours are asked again every
+ * second: they cost more than all else that a packet needs.
  */
 static __always_inline bool is_known(const struct pass *pass, const struct way *way)
 {
@@ -181,36 +181,36 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 	__u32 overhead = tunnel ? (p->ipv4 ? TUNNEL_V4 : TUNNEL_V6) : 0;
 	__u32 verdict = flow->flags & FLOW_REPLY ? PACKET_REPLIED : PACKET_FORWARDED;
 	__u32 owner = flow->owner;
-	struct device *out;
+	struct device *out = NULL;
+	struct recent *line;
 	long result;
+	bool fresh;
 
 	/* The stack tells the sender. */
 	if (p->ttl <= 1)
 		return GO_ON(xdp);
-	of->leaves = flow->way;
-	if (xdp && !error && !tunnel && is_known(pass, &of->leaves)) {
-		if (is_plain(p) && flow->flags & FLOW_ANSWERED && of->leaves.lower == of->leaves.from)
-			remember(pass->ctx, &p->tuple, &of->to, flow, &of->leaves, verdict, pass->now);
-		if (!rewrite(pass->ctx, true, p, &of->to, true))
-			return XDP_DROP;
-		tell(pass, verdict, &of->to, owner);
-		return send_frame(pass->ctx, &of->leaves);
-	}
-	result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4, sent_length(p) + overhead, &of->way);
-	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return too_big(pass, xdp, error, of->way.mtu_result - overhead, owner);
-	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) {
-		tell(pass, DROP_NO_ROUTE, &of->to, owner);
-		return END(xdp);
-	}
-	out = devices.lookup(&of->way.ifindex);
-	if (xdp) {
-		if (result || !can_send(pass->ctx, p, of->way.ifindex, out)) {
-			tell(pass, PACKET_SLOW, &of->to, owner);
-			return XDP_PASS;
+	if (xdp)
+		of->leaves = flow->way;
+	if (!xdp || error || tunnel || !is_known(pass, &of->leaves)) {
+		result = find_way(pass->ctx, pass->ifindex, &of->to, p->ipv4, sent_length(p) + overhead,
+				  &of->way);
+		if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+			return too_big(pass, xdp, error, of->way.mtu_result - overhead, owner);
+		if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) {
+			tell(pass, DROP_NO_ROUTE, &of->to, owner);
+			return END(xdp);
 		}
-		note_way(pass->ctx, &of->leaves, &of->way, out, pass->now);
-		keep_way(&flow->way, &of->leaves);
+		out = devices.lookup(&of->way.ifindex);
+		if (xdp) {
+			if (result || !can_send(pass->ctx, p, of->way.ifindex, out)) {
+				tell(pass, PACKET_SLOW, &of->to, owner);
+				return XDP_PASS;
+			}
+			note_way(pass->ctx, &of->leaves, &of->way, out, pass->now);
+			/* An error may have come in elsewhere than its flow does. */
+			if (!error && !tunnel)
+				keep_way(&flow->way, &of->leaves);
+		}
 	}
 	if (tunnel) {
 		if (!out || is_nothing(p->ipv4 ? out->ipv4 : out->ipv6)) {
@@ -218,7 +218,15 @@ static __always_inline int send(struct pass *pass, const bool xdp, struct flow *
 			return END(xdp);
 		}
 		tell(pass, PACKET_TUNNELED, &of->to, owner);
-		return send_tunneled(pass, xdp, flow, out);
+		return send_tunneled(pass, xdp, out);
+	}
+	if (xdp && !error && is_plain(p) && flow->flags & FLOW_ANSWERED &&
+	    of->leaves.lower == of->leaves.from) {
+		line = remember(pass->ctx, &p->tuple, &of->to, flow, &of->leaves, verdict, pass->now);
+		/* Another CPU may have begun a flow under this tuple, and forgotten, before that. */
+		__sync_lock_test_and_set(&of->fence, 0);
+		if (line && find_flow_of(&p->tuple, &fresh) != flow)
+			line->until = 0;
 	}
 	if (!(error ? rewrite_error(pass->ctx, xdp, p, &of->quote, &flow->other, of->to.source,
 				    of->to.destination, true) :
@@ -256,7 +264,7 @@ static __always_inline int send_again(struct pass *pass)
 }
 
 /* A pod that reached itself: back to where it came from, because no route leads there. */
-static __always_inline int turn_back(struct pass *pass, struct flow *flow)
+static __always_inline int turn_back(struct pass *pass, const struct flow *flow)
 {
 	struct scratch *of = pass->of;
 	__u8 mac[12], swapped[12];
@@ -335,6 +343,8 @@ static __always_inline struct flow *flow_of(struct pass *pass)
 			tell(pass, done, &p->tuple, of->flow.owner);
 		if (done == FLOW_PROMOTED)
 			return &of->flow;
+		if (done == FLOW_MOVED)
+			return NULL;
 	}
 	return flow;
 }
@@ -512,8 +522,11 @@ static __always_inline int on_fragment(struct pass *pass, const bool xdp, __u32 
 	struct fragment_key *key = &of->fragment_key;
 
 	if (p->fragment == FIRST_FRAGMENT) {
-		/* In this order: hold() looks for the ports after it has kept a fragment. */
+		/* hold() does the same the other way round: keeps a fragment, then looks for the ports. Of
+		 * two CPUs one sees the other, if none looks before all see what it has written: a lock is
+		 * no such barrier, and of BPF's instructions only atomic ones that fetch are. */
 		note_ports(p, key, pass->now);
+		__sync_lock_test_and_set(&of->fence, 0);
 		if (!is_held(key))
 			return GOES_ON;
 		if (xdp)

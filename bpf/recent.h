@@ -6,7 +6,8 @@
  * they came in.
  *
  * An array without locks. Whoever needs a place takes it, and a line that is read while another CPU
- * writes it is told by its check. Who makes a flow forgets what was under its tuples before.
+ * writes it is told by its check. Who makes a flow forgets what was under its tuples before; who
+ * remembers looks whether it is still the flow that is found.
  */
 #ifndef POINTSMAN_RECENT_H
 #define POINTSMAN_RECENT_H
@@ -79,8 +80,8 @@ static __always_inline bool recall(struct xdp_md *ctx, const struct packet *p, _
 }
 
 /* In one of two places, if there is one whose line is over: others are not driven out, for where many
- * share a place none would be met again. */
-static __always_inline void remember(struct xdp_md *ctx, const struct tuple *tuple,
+ * share a place none would be met again. The line, or NULL. */
+static __always_inline struct recent *remember(struct xdp_md *ctx, const struct tuple *tuple,
 				     const struct tuple *to, const struct flow *flow,
 				     const struct way *way, __u32 verdict, __u64 now)
 {
@@ -98,7 +99,8 @@ static __always_inline void remember(struct xdp_md *ctx, const struct tuple *tup
 		.new_source_port = to->source_port,
 		.new_destination_port = to->destination_port,
 		.endpoint = flow->endpoint,
-		.generation = flow->flags & FLOW_REPLY ? 0 : flow->generation,
+		/* As in flow_of(). */
+		.generation = flow->flags & FLOW_REPLY || tuple->proto == IPPROTO_TCP ? 0 : flow->generation,
 		.mtu = way->mtu,
 		.proto = tuple->proto,
 		.verdict = verdict,
@@ -106,26 +108,28 @@ static __always_inline void remember(struct xdp_md *ctx, const struct tuple *tup
 	};
 
 	if (!place || !other || h.data + sizeof(struct ethhdr) > h.end)
-		return;
+		return NULL;
 	if ((__s64)(place->until - now) > 0)
 		place = other;
 	if ((__s64)(place->until - now) > 0)
-		return;
+		return NULL;
 	__builtin_memcpy(made.macs, way->macs, sizeof(made.macs));
 	made.check = recent_check(&made, h.data);
 	*place = made;
+	return place;
 }
 
-/* Both places: the line may be in either, and in both. */
+/* Both places: the line may be in either, and in both. After all that was written before, as every
+ * atomic instruction that fetches. */
 static __always_inline void forget(const struct tuple *tuple)
 {
 	__u32 index = recent_index(tuple), second = index ^ 1;
 	struct recent *place = recent.lookup(&index), *other = recent.lookup(&second);
 
 	if (place)
-		*(volatile __u64 *)&place->until = 0;
+		__sync_lock_test_and_set(&place->until, 0);
 	if (other)
-		*(volatile __u64 *)&other->until = 0;
+		__sync_lock_test_and_set(&other->until, 0);
 }
 
 #endif

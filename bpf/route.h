@@ -56,7 +56,7 @@ static __always_inline bool can_send(struct xdp_md *ctx, const struct packet *p,
 	return lower == ctx->ingress_ifindex || out->flags & DEVICE_XDP;
 }
 
-#define WAY_LIFE (NSEC_PER_SEC / 2)
+#define WAY_LIFE NSEC_PER_SEC
 
 static __always_inline void note_way(struct xdp_md *ctx, struct way *way, const struct bpf_fib_lookup *found,
 				     const struct device *out, __u64 now)

@@ -155,7 +155,7 @@ FIXED = ("packet_counters", "packet_settings")
 FLOWS = ("flows", "flows_new")
 #: What can't be listed, and why.
 UNLISTED = {
-    "recent": "for half a second it repeats what flows say, see 'pointsman map dump flows'",
+    "recent": "for a second it repeats what flows say, see 'pointsman map dump flows'",
     "trace": "it is read by 'pointsman trace'",
     "sweep_keys": "the agent tells the program 'sweep' by it what to look at",
 }

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pointsman import abi
 from pointsman.flows import (
+    ANSWERED,
     CLOSING,
     DSR,
     RESET,
@@ -231,7 +232,7 @@ class _Walk:
         elif not self._remembered:
             self._notes.append(
                 f"a flow of this client to {endpoint} is remembered, but is being closed, or was "
-                "silent for too long: a new connection takes its place"
+                "silent for too long, or is only half there: a new one takes its place"
             )
         else:
             self._notes.append(
@@ -241,7 +242,12 @@ class _Walk:
 
     def _moves(self, flow: Flow, *, left: bool) -> bool:
         """Whether the packet is chosen for anew, as in flow_of() of bpf/packets.c."""
-        if flow.flags & DSR and not is_dsr(self._packets.settings()):
+        if flow.flags & DSR and not self._dsr:
+            return True
+        # As touch() and promote() of bpf/flow.h: its answers would not find the way back.
+        syn = self._to.protocol == TCP and self._begins
+        news = not flow.flags & ANSWERED or self._now - flow.seen > SECOND
+        if flow.halves == "client" and not flow.flags & DSR and news and not syn:
             return True
         if self._to.protocol != TCP:
             return left

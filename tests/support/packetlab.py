@@ -241,14 +241,18 @@ class PacketLab:
             state = self.map(name)
             for key in [key for key, _ in state.items()]:
                 state.delete(key)
-        recent = bpf.Array(self.map("recent"))
-        recent.write(0, bytes(recent.stride * recent.entries))
-        recent.close()
+        self.forget_recent()
         # How many errors this second has seen: a test must not pay for the one before it.
         told = map_of(self.program("xdp_ingress"), "icmp_budget")
         told.update(bytes(4), bytes(told.info.value_size * bpf.possible_cpus()))
         told.close()
         self.configure()
+
+    def forget_recent(self) -> None:
+        """As if WAY_LIFE had passed."""
+        recent = bpf.Array(self.map("recent"))
+        recent.write(0, bytes(recent.stride * recent.entries))
+        recent.close()
 
     def age(self, seconds: float) -> None:
         """Makes all flows look as if nothing had come for so long."""

@@ -49,9 +49,11 @@ def test_datagrams_whose_way_back_is_gone_begin_anew(node: Node, f: Family) -> N
 
     asks(client)
     drive_out(node, (f.remote, TARGET), (f.node, IN_RANGE), UDP)
-    for _ in range(3):
+    for times in range(3):
         node.lab.age(2)
+        before = node.lab.counts()["FLOW_MOVED"]
         asks(client)
+        assert node.lab.counts()["FLOW_MOVED"] - before == (not times)
     ports = {asks(client), asks(other)}
     assert len(ports) == 2, "one port for two clients"
     for who in (client, other):
@@ -60,6 +62,30 @@ def test_datagrams_whose_way_back_is_gone_begin_anew(node: Node, f: Family) -> N
         assert outcome.verdict == SEND
         wanted = leaving(f.udp((f.node, REMOTE), who, ttl=63), GATEWAY_MAC)
         assert outcome.frame == bytes(wanted)
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_who_takes_the_port_of_what_is_left_is_not_mistaken_for_its_client(
+    node: Node, f: Family
+) -> None:
+    """XDP remembers what it did with that client's datagrams a moment ago."""
+    at = 34 if f is V4 else 54
+    ports: dict[str, bytes] = {}
+
+    def asks(address: str) -> None:
+        outcome = node.send(arriving(f.udp((address, IN_RANGE), (f.node, REMOTE))))
+        assert outcome.verdict == SEND
+        ports[address] = outcome.frame[at : at + 2]
+
+    for _ in range(4):
+        asks(f.client)
+    node.lab.age(6)
+    drive_out(node, (f.client, IN_RANGE), (f.node, REMOTE), UDP)
+    before = ports[f.client]
+    asks(NEIGHBOUR[f.version])
+    assert ports[NEIGHBOUR[f.version]] == before
+    asks(f.client)
+    assert ports[f.client] != before
 
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)

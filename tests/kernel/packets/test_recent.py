@@ -25,7 +25,7 @@ from tests.kernel.packets.world import (
 )
 from tests.support.packets import SEND, Outcome
 
-_LIFE = 0.5  # WAY_LIFE
+_LIFE = 1.0  # WAY_LIFE
 _STRANGER = "02:00:00:00:00:77"
 
 

@@ -28,7 +28,7 @@ from tests.kernel.packets.world import (
 from tests.support.packets import DROP, PASS, SEND, XDP_REDIRECT, XDP_TX
 
 NEW_MAC = "02:00:00:00:00:99"
-_LIFE = 0.5  # WAY_LIFE, seconds; the clock that it is held against ticks every few ms
+_LIFE = 1.0  # WAY_LIFE, seconds; the clock that it is held against ticks every few ms
 pytestmark = pytest.mark.parametrize("f", [V4, V6], ids=repr)
 
 
