@@ -19,7 +19,7 @@ setup: ## install what is missing to run Pointsman (apt packages, .venv), and sa
 demo: root setup ## play the main case in network namespaces (root; FAST=1 for the impatient)
 	@$(PYTHON) -m demo $(if $(FAST),--fast)
 
-test: root check test-kernel ## everything: lint, types, layers, unit, property, golden and kernel tests (root)
+test: root check test-kernel ## everything but the cluster: lint, types, layers, unit, property, golden and kernel tests (root)
 
 check: setup-dev lint types layers ## lint, types, layers and the tests that need no root
 	$(PYTEST) -m "not kernel and not cluster"

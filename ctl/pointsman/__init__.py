@@ -1,3 +1,3 @@
-"""Pointsman: a socket-level Service load balancer for Linux nodes."""
+"""Pointsman: a Service load balancer for Linux nodes, at the socket and by XDP and TC."""
 
 __version__ = "0.1.0"

@@ -33,8 +33,9 @@ _IN_FLIGHT = 0.2  # seconds that a sync may need to end
 def status(context: click.Context, form: str, bpffs: Path, run_dir: Path) -> None:
     """Show programs, links, maps and the agent, and whether all is well.
 
-    The exit code is 0 if every hook is attached and current and the agent runs and is in sync,
-    1 otherwise, 11 if nothing is loaded. Problems in the objects don't make the node unhealthy.
+    The exit code is 0 if every hook is attached and current, devices that were named are served,
+    and the agent runs and is in sync, 1 otherwise, 11 if nothing is loaded. Problems in the objects
+    don't make the node unhealthy.
 
     \b
     Examples:

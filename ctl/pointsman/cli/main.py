@@ -29,7 +29,8 @@ from pointsman.errors import PointsmanError
 )
 @click.version_option(__version__, prog_name="pointsman")
 def cli() -> None:
-    """A socket-level Service load balancer: sets the points before the train arrives.
+    """A Service load balancer: at the socket for this node's programs, by XDP and TC for clients
+    outside. Sets the points before the train arrives.
 
     \b
     Start with a directory of ordinary Kubernetes manifests:

@@ -44,11 +44,17 @@ class Field(NamedTuple):
 
 
 _MARK = "no packet is marked, for sockets are translated before there is one"
-_SOURCE = "a socket's source address is never rewritten, so endpoints see the client's own"
+_SOURCE = (
+    "a socket's source address is never rewritten; of clients outside it is for endpoints on other "
+    "nodes only (--dispatch snat)"
+)
 _SYNC = "each change is written when it comes, and only what differs"
 _LOCAL = "whoever has a socket in the served cgroup is local"
 _WINDOWS = "kube-proxy reads it on Windows only"
-_RANDOM = "each connection gets one of the endpoints at random"
+_RANDOM = (
+    "each socket's connection gets one of the endpoints at random, a client outside one by a "
+    "Maglev table"
+)
 _IPVS_STATE = "a translated connection has no state in IPVS"
 _CONNTRACK = "conntrack's settings are left alone, and translated sockets need no entry of NAT"
 _KLOG = "the log is lines of text on standard error"
