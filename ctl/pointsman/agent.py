@@ -352,7 +352,7 @@ class Agent:
                     self._sync.skip()
                 case Loaded():
                     self._edge.begin(message)
-                    self._telemetry.loading(message.packets)
+                    self._telemetry.loading(self._edge.begun)
                 case DevicesNow():
                     self._edge.take(message)
                     self._telemetry.loading(False)
@@ -365,9 +365,11 @@ class Agent:
                 case _Reclaimed():
                     self._sync.reclaimed(message.garbage, message.planner)
         whole = not self._sync.attached
-        if (touched := self._sync.advance()) is not None:
-            self._synced(touched, whole=whole)
+        touched = self._sync.advance()
+        # The first look at devices must know which of them are pods', or that nobody knows yet.
         self._edge.want(self._settings.packets, self._surroundings.around)
+        if touched is not None:
+            self._synced(touched, whole=whole)
         # Sockets are judged by what the maps say, after they say it.
         for each in found:
             self._left_behind.judge(each, self._sync.members())
@@ -381,8 +383,6 @@ class Agent:
             return
         self._left_behind.look()
         if not self.ready.is_set():
-            # The first look at devices must know which of them are pods', or that nobody knows yet.
-            self._edge.want(self._settings.packets, self._surroundings.around)
             self._edge.begin(self._sync.loaded)
             self._write_status()
             self._telemetry.attached()

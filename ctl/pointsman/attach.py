@@ -230,8 +230,7 @@ def _read(path: Path) -> DeviceLink | None:
                     path.name,
                     hook,
                     name,
-                    # Marks of former versions have no number.
-                    links.present(int(number[1:])) if number else links.index_of(name),
+                    links.present(int(number[1:] or 0)),
                     bpf.program_info(fd).id,
                     is_filter=True,
                 )

@@ -134,6 +134,11 @@ class Edge:
         if not self._wanted:
             self._pins.drop_packets(loaded.generation)
 
+    @property
+    def begun(self) -> bool:
+        """Whether devices are followed, so that a DevicesNow will come."""
+        return self._begun.is_set()
+
     def want(self, packets: Packets, around: Surrounding) -> None:
         self._packets = packets
         if self._wanted:

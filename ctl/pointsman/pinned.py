@@ -27,12 +27,16 @@ def pin_again(path: Path, to: Path) -> None:
         os.close(fd)
 
 
-def map_id(path: Path) -> int:
+def _info(path: Path) -> bpf.MapInfo:
     opened = bpf.Map.open(path, read_only=True)
     try:
-        return opened.info.id
+        return opened.info
     finally:
         opened.close()
+
+
+def map_id(path: Path) -> int:
+    return _info(path).id
 
 
 def same_map(one: Path, other: Path) -> bool:
@@ -41,9 +45,7 @@ def same_map(one: Path, other: Path) -> bool:
 
 def previous_load(path: Path) -> dict[str, int]:
     """Where the counts stand in a `load` that these programs would lay out differently."""
-    opened = bpf.Map.open(path, read_only=True)
-    info = opened.info
-    opened.close()
+    info = _info(path)
     fields = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id) if info.btf_id else ()
     offsets = {member.name: member.offset for member in fields}
     if "open" not in offsets:
@@ -60,9 +62,7 @@ def previous_load(path: Path) -> dict[str, int]:
 def differences(spec: abi.MapSpec, path: Path, *, sizes: bool = True) -> list[str]:
     """Every way in which a pinned map is not what the specification says. Without `sizes` it may
     have another number of elements."""
-    opened = bpf.Map.open(path, read_only=True)
-    info = opened.info
-    opened.close()
+    info = _info(path)
     found = [
         f"{spec.name}: {what} {wanted}, pinned map has {actual}"
         for what, wanted, actual in (

@@ -119,8 +119,7 @@ class Sweeper:
         while (left := until - time.monotonic()) > 0:
             if self._stop.wait(min(left, _TICK)):
                 return
-            if (pleas := self._lacking()) != self._pleas:
-                self._pleas = pleas
+            if self._lacking() != self._pleas:
                 return
 
     def _lacking(self) -> int:

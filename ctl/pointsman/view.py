@@ -66,8 +66,7 @@ class View:
 
     def __init__(self, directory: Path, packets: Path | None = None) -> None:
         """`packets`: where maps are that are not in `directory`."""
-        self.directory = directory
-        self._directories = (directory, packets or directory)
+        self.directory, self.packets = directory, packets or directory
         self._maps: dict[str, bpf.Map] = {}
         try:
             self._open()
@@ -113,12 +112,13 @@ class View:
         return self._maps[name]
 
     def _path(self, name: str) -> Path:
-        first, second = (directory / name for directory in self._directories)
-        return first if first.exists() else second
+        path = self.directory / name
+        return path if path.exists() else self.packets / name
 
     @property
     def names_of_maps(self) -> list[str]:
-        return sorted({path.name for each in self._directories for path in each.iterdir()})
+        maps = (path for each in (self.directory, self.packets) for path in each.iterdir())
+        return sorted({path.name for path in maps})
 
     @property
     def mapped_bytes(self) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ from pointsman.pins import Loaded, Pins
 from pointsman.socketlinks import SocketLinks
 from pointsman.values import Address, to_address
 from tests.kernel.test_netns import another_namespace, cookie_of
-from tests.support.agents import AgentProcess, manifest, node_of
+from tests.support.agents import AgentProcess, manifest, node_of, service_of, slice_of
 from tests.support.kernel import SMALL, run, until
 
 pytestmark = pytest.mark.kernel
@@ -101,7 +103,7 @@ class Watched:
     def element(self, name: str) -> dict[str, Any]:
         """The device's element of `devices`, {} if there is none."""
         with contextlib.closing(bpf.Map.open(self.loaded.generation.maps / "devices")) as opened:
-            value = opened.lookup(devices.index_of(name).to_bytes(4, "little"))
+            value = opened.lookup(socket.if_nametoindex(name).to_bytes(4, "little"))
         return _device.decode(value) if value else {}
 
     def vlans(self) -> dict[bytes, bytes]:
@@ -397,13 +399,13 @@ def test_a_device_that_is_made_again_is_served_again(
 ) -> None:
     node = watched(eth)
     node.until(eth, served=True)
-    before = devices.index_of(eth)
+    before = socket.if_nametoindex(eth)
     run("ip", "link", "del", eth)
     node.until(eth, served=False)
     assert "there is no such device" in problems(node.now)
     with veth(eth):
         node.until(eth, served=True, xdp="native", tc="tcx")
-        assert devices.index_of(eth) != before
+        assert socket.if_nametoindex(eth) != before
         assert node.element(eth)["flags"] == NODE
         assert len(node.links()) == 3
 
@@ -456,7 +458,7 @@ def test_a_vlan_is_served_on_the_device_below(
         node = watched("pmv0")
         node.until("pmv0", xdp="none", tc="tcx", vlan=100)
         node.until(eth, xdp="native", tc="none", role="carrier")
-        lower, vlan = devices.index_of(eth), devices.index_of("pmv0")
+        lower, vlan = socket.if_nametoindex(eth), socket.if_nametoindex("pmv0")
         assert node.element(eth)["flags"] == 0
         element = node.element("pmv0")
         assert (element["flags"], element["lower"], element["vlan"]) == (NODE, lower, 100)
@@ -493,7 +495,7 @@ def test_filters_serve_where_there_is_no_tcx(
     run(*foreign, str(other))
     node = watched(eth)
     node.until(eth, tc="clsact", xdp="native", served=True)
-    index, label = devices.index_of(eth), DeviceLinks(node.root)._filter_name("tc_ingress")
+    index, label = socket.if_nametoindex(eth), DeviceLinks(node.root)._filter_name("tc_ingress")
     found = filters.find(index, filters.INGRESS, label)
     assert found
     assert found.program == node.links()[f"tc_ingress-{eth}::filter:{index}"]
@@ -582,12 +584,6 @@ def test_a_renamed_device_loses_its_filters_with_the_others(loaded: Loaded) -> N
             rename("pmf1", "pmf0")
             assert (serve("pmf0").tc, ours("pmf0")) == ("clsact", 2)
             assert {link.name for link in links.present()} == {"pmf0"}
-            # As a former version marked them.
-            for link in links.present():
-                mark = root / "links" / link.pin
-                mark.rename(mark.with_name(link.pin.rpartition(":")[0]))
-            assert (serve("pmf0").tc, ours("pmf0")) == ("clsact", 2)
-            assert len(links.present()) == 2
             assert (len(links.remove_all()), ours("pmf0")) == (2, 0)
         finally:
             links.remove_all()
@@ -642,7 +638,7 @@ def test_next_hops_to_other_nodes_are_kept_and_given_back(
         "dev", eth)  # fmt: skip
     others = {to_address(text) for text in ("192.0.2.2", "192.0.2.3", "198.51.100.7")}
     node = watched(eth, around=Surrounding(other_nodes=frozenset(others)))
-    index = devices.index_of(eth)
+    index = socket.if_nametoindex(eth)
     kept: set[tuple[int, Address]] = {
         (index, to_address("192.0.2.2")), (index, to_address("192.0.2.254"))
     }  # fmt: skip
@@ -660,7 +656,7 @@ def test_the_host_s_side_of_a_pod_is_found_and_served(
     eth: str, watched: Callable[..., Watched]
 ) -> None:
     with pod_at("192.0.2.200") as pod:
-        index, address = devices.index_of("pmp0"), to_address("192.0.2.200")
+        index, address = socket.if_nametoindex("pmp0"), to_address("192.0.2.200")
         assert found_in(frozenset({address}))[address] == (cookie_of(pod), index)
         node = watched(eth, around=Surrounding(pods=frozenset({index})))
         node.until("pmp0", xdp="none", tc="tcx", role="pod")
@@ -768,6 +764,21 @@ def test_an_agent_serves_devices_and_leaves_them_served(
     node.cli("unload")
     assert not node.root.exists()
     assert xdp_of(eth) == ()
+
+
+def test_explain_from_outside_is_of_a_flow_that_begins_or_is_open(
+    node: AgentProcess, eth: str
+) -> None:
+    node.write("node.yaml", node_of("worker", "192.0.2.1"))
+    node.write("web.yaml", service_of("web", ["10.96.0.9"], 80, type="NodePort", nodePort=30080))
+    node.write("slice.yaml", slice_of("web", [("192.0.2.7", {})], 8080))
+    node.start("--devices", eth, "--node-name", "worker")
+    until(lambda: served(node, eth), f"a row of {eth}")
+    asked = ("explain", "192.0.2.1:30080", "--from", "198.51.100.7:4000", "-o", "json")
+    begins = json.loads(node.cli(*asked).stdout)
+    assert (begins["verdict"], begins["endpoint"]) == ("forwarded", "192.0.2.7:8080")
+    opened = json.loads(node.cli(*asked, "--open").stdout)
+    assert (opened["verdict"], "began before" in opened["why"]) == ("passed", True)
 
 
 def test_an_agent_without_devices_takes_back_what_another_attached(

@@ -97,6 +97,7 @@ def empty(kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ag
         pytest.param(["get", "services", "-A", "-n", "x"], "exclude", id="A-with-n"),
         pytest.param(["explain", "10.96.0.1"], "ADDRESS:PORT", id="no-port"),
         pytest.param(["explain", "10.96.0.1:80/sctp"], "tcp or udp", id="sctp"),
+        pytest.param(["explain", "10.96.0.1:80", "--open"], "--from", id="open-at-a-socket"),
         pytest.param(["up", "--service-cidr", "10.96.0.1/12"], "10.96.0.0/12", id="bad-cidr"),
         pytest.param(["up", "--service-cidr", "10.96.0.0/30"], "/28", id="small-cidr"),
         pytest.param(["up", "--dns", "dns.example:53"], "127.0.0.1:53", id="dns-by-name"),

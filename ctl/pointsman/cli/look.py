@@ -63,7 +63,7 @@ def get(
     TYPE is as far as the maps know it: a LoadBalancer without an address looks like a NodePort.
     'frontends' also has the hostPorts of Pods (pod/NAME) and the addresses of nodes (node/NAME),
     where NodePorts answer. 'affinity' has the endpoint that each client keeps; a client is a
-    network namespace, by its cookie.
+    network namespace, by its cookie. Clients outside are in 'pointsman map dump affinity_clients'.
 
     'conntrack' has the flows of clients outside that are remembered, 'nat' those that use a port of
     this node, with how many ports each endpoint has left. Both are printed as they are read: in
@@ -186,10 +186,18 @@ def _client(_context: click.Context, _param: click.Parameter, value: str) -> str
     help="Who connects: a process in the host's network namespace, one in a pod's, or a client "
     "outside of the cluster by its address.",
 )
+@click.option(
+    "--open",
+    "opened",
+    is_flag=True,
+    help="With --from ADDRESS:PORT: of a TCP connection that is open already.",
+)
 @show.output("table", "json", "yaml")
 @options.bpffs
 @show.reading
-def explain(destination: Frontend, client: str | Client, form: str, bpffs: Path) -> None:
+def explain(
+    destination: Frontend, client: str | Client, opened: bool, form: str, bpffs: Path
+) -> None:
     """Say which endpoints a connection to an address could get, and why.
 
     Walks the maps as the programs do on connect() and on an unconnected socket's sendmsg(). Who
@@ -206,11 +214,14 @@ def explain(destination: Frontend, client: str | Client, form: str, bpffs: Path)
         pointsman explain 192.0.2.7:30080
         pointsman explain 127.0.0.1:30080 --from pod
         pointsman explain 192.0.2.7:30080 --from 198.51.100.9:40000
+        pointsman explain 192.0.2.7:30080 --from 198.51.100.9:40000 --open
         pointsman explain '[fd00::a]:443' -o json
     """
     if isinstance(client, Client):
-        _explain_packet(destination, client, form, bpffs)
+        _explain_packet(destination, client, opened, form, bpffs)
         return
+    if opened:
+        raise click.UsageError("--open is of a client outside: give --from ADDRESS:PORT")
     with show.opened(bpffs) as view:
         found = explaining.explain(view, destination, client, time.monotonic_ns())
     if any(link.program is None or not link.cgroup for link in Pins(bpffs).links()):
@@ -218,11 +229,13 @@ def explain(destination: Frontend, client: str | Client, form: str, bpffs: Path)
     _print_explanation(found, form)
 
 
-def _explain_packet(destination: Frontend, client: Client, form: str, bpffs: Path) -> None:
+def _explain_packet(
+    destination: Frontend, client: Client, opened: bool, form: str, bpffs: Path
+) -> None:
     with show.opened(bpffs) as view:
-        packets = PacketMaps(Pins(bpffs).require_current().packets.maps)
+        packets = PacketMaps(view.packets)
         try:
-            found = explain_packet(view, packets, destination, client, now())
+            found = explain_packet(view, packets, destination, client, now(), begins=not opened)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         finally:

@@ -205,14 +205,6 @@ def _local_ports() -> tuple[int, int]:
     return int(first), int(last)
 
 
-def index_of(name: str) -> int:
-    """The ifindex of a device of this namespace; 0 if there is none of that name."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0
-
-
 def present(index: int) -> int:
     """The ifindex itself if this namespace has a device of that number, else 0."""
     try:

@@ -42,7 +42,7 @@ def find(index: int, parent: int, name: str) -> Filter | None:
     request = _tc.pack(0, index, 0, parent, 0)
     try:
         with Netlink(socket.NETLINK_ROUTE) as route:
-            for data, at, length in list(route.ask(request, _GET_FILTER)):
+            for data, at, length in route.ask(request, _GET_FILTER):
                 _, _, handle, _, info = _tc.unpack_from(data, at + 16)
                 found = {n: data[s:e] for n, s, e in attributes(data, at + 36, at + length)}
                 if found.get(_KIND) != b"bpf\0" or not handle:
