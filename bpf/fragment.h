@@ -138,7 +138,7 @@ static __always_inline bool is_held(struct fragment_key *key)
 }
 
 /* Asked where the length is used, in two comparisons that the compiler may not make one of: of that one
- * the verifier before Linux 6.10 learns nothing. */
+ * the verifier of Linux 6.1 learns nothing. */
 #define is_holdable(length) \
 	({ \
 		bool fits; \

@@ -19,8 +19,8 @@
 #define MASK_L4 255
 #define MAX_PULL 256 /* of a packet that TC has: this much is read directly */
 
-/* An offset that is kept in a map. The compiler must not leave the mask out where it knows better: the verifier before Linux
- * 6.10 does not. */
+/* Such an offset. The compiler must not leave the mask out where it knows better: the verifier of Linux 6.1
+ * does not. */
 static __always_inline __u64 bound(__u64 offset, const __u32 mask)
 {
 	asm volatile("" : "+r"(offset));

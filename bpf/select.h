@@ -93,7 +93,7 @@ static __always_inline bool is_welcome(const struct target *to, const __be32 *cl
 {
 	struct source_range key = {};
 
-	/* Who comes from outside has found one; the verifier before Linux 6.10 does not see that. */
+	/* Who comes from outside has found one; the verifier of Linux 6.1 does not see that. */
 	if (!to->service || !(to->service->packets & PACKETS_RANGES))
 		return true;
 	key.prefix = 32 + 128;

@@ -246,7 +246,7 @@ class _Walk:
             return True
         # As touch() and promote() of bpf/flow.h: its answers would not find the way back.
         syn = self._to.protocol == TCP and self._begins
-        news = not flow.flags & ANSWERED or self._now - flow.seen > SECOND
+        news = not flow.flags & ANSWERED or self._now - flow.seen > SECOND // 2
         if flow.halves == "client" and not flow.flags & DSR and news and not syn:
             return True
         if self._to.protocol != TCP:

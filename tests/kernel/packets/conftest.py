@@ -13,7 +13,8 @@ from tests.kernel.packets.node import Node, name_of
 from tests.support.kernel import SMALL, lacking
 from tests.support.packetlab import PacketLab
 
-#: flows_new has room for all that one test sends: an LRU map takes flows long before it is full.
+#: flows_new has room for what test_explained sends, and none for a flood: an LRU map takes flows
+#: before it is full.
 SIZES = replace(SMALL, lines=1024, flows=4096, flows_new=4096)
 
 

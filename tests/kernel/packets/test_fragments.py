@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from scapy.layers.inet import IP, fragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
 
+from pointsman import abi
 from tests.kernel.packets.back import Back
 from tests.kernel.packets.node import EGRESS, INGRESS, XDP, Node
 from tests.kernel.packets.world import (
@@ -250,6 +252,20 @@ def test_a_piece_that_the_first_overtook_goes_on_at_once(node: Node, f: Family) 
     outcome = node.send(arriving(pieces(query(f, LOCAL), f)[2]), INGRESS)
     assert outcome.frame == bytes(arriving(pieces(here(f), f)[2]))
     assert not counted(node, before)
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_a_piece_waits_for_its_first_though_another_had_its_identifier_before(
+    node: Node, f: Family
+) -> None:
+    node.send(arriving(pieces(query(f, LOCAL), f)[0]), INGRESS)
+    noted, at = node.lab.map("fragments"), abi.layouts()["fragment"].field("seen").offset
+    ((key, value),) = noted.items()
+    (seen,) = struct.unpack_from("=Q", value, at)
+    noted.update(key, value[:at] + struct.pack("=Q", seen - 6 * 10**9) + value[at + 8 :])
+    before = node.lab.counts()
+    assert node.send(arriving(pieces(query(f, LOCAL), f)[2]), INGRESS).verdict == DROP
+    assert counted(node, before) == {"HELD": 1}
 
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)

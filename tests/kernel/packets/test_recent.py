@@ -158,6 +158,16 @@ def test_not_for_an_endpoint_that_has_left(node: Node) -> None:
     assert endpoint_of(V4, node.send(arriving(asks()))) == V4.remote2
 
 
+def test_connections_go_on_though_their_endpoint_has_left(node: Node) -> None:
+    def opened() -> None:
+        node.serve(V4, REMOTE, (V4.remote, ELSEWHERE))
+        open_connection(node)
+        node.serve(V4, REMOTE, (V4.remote2, ELSEWHERE))
+
+    there, _ = remembered(node, opened, arriving(acknowledges()))
+    assert endpoint_of(V4, there) == V4.remote
+
+
 def test_what_follows_a_reset_is_noted(node: Node) -> None:
     """A client that sends on takes its RST back; else the flow would be over soon."""
     open_connection(node)
