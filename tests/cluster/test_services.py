@@ -414,14 +414,26 @@ def test_traffic_distribution_is_followed_and_the_zone_of_the_node(
     serves(clients, service.ip, [here, near])
 
     node = cluster.nodes["node-a"]
+
+    def move(zone: str | None) -> None:
+        """The agent sees the node's label; the controller only when it looks at the Service again,
+        for which a changed node alone is no reason to it."""
+        node.label(topology_kubernetes_io__zone=zone)
+
+        def followed() -> bool:
+            note = {"looked-at": str(time.monotonic_ns())}
+            space.patch("Service", "near", {"metadata": {"annotations": note}})
+            return space.endpoints("near")[here.ip].get("zone") == zone
+
+        until(followed, f"an endpoint in zone {zone}")
+
     try:
-        # The controller sees that its pod is in another zone then; the agent, that its node is.
-        node.label(topology_kubernetes_io__zone="zone-2")
+        move("zone-2")
         serves(clients, service.ip, [here, far])
-        node.label(topology_kubernetes_io__zone=None)
+        move(None)
         serves(clients, service.ip, web.values())
     finally:
-        node.label(topology_kubernetes_io__zone="zone-1")
+        move("zone-1")
     serves(clients, service.ip, [here, near])
     change(space, service, trafficDistribution=None)
     serves(clients, service.ip, web.values())
