@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 # Tests wait much, and a file of tests shares nothing with another: one more at once than CPUs.
 WORKERS ?= $(shell expr $$(nproc) + 1)
-PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
