@@ -5,10 +5,12 @@ PYTHON := .venv/bin/python
 WORKERS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 SHELL := /bin/sh
+PREFIX ?= /opt/pointsman
 .DEFAULT_GOAL := help
 
 .NOTPARALLEL:
-.PHONY: help setup demo test check test-kernel test-cluster bench fmt clean lint types layers setup-dev root
+.PHONY: help setup demo test check test-kernel test-cluster bench fmt clean install uninstall deb man \
+	lint types layers setup-dev root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +35,20 @@ test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, 
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench
+
+install: $(if $(DESTDIR),,root) ## put Pointsman on this node: /opt/pointsman, a systemd unit, the man page (root; PREFIX=, DESTDIR=)
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install
+
+uninstall: $(if $(DESTDIR),,root) ## take that away, and out of the kernel (root; the same PREFIX=)
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install --uninstall
+
+deb: ## build dist/pointsman_….deb (needs debhelper)
+	@scripts/deb $(SUFFIX)
+
+man: setup ## show the man page
+	@mkdir -p dist
+	@$(PYTHON) -m pointsman.cli.manual man >dist/pointsman.8
+	@man -l dist/pointsman.8
 
 fmt: setup-dev ## format the code and mend what the linter can
 	$(PYTHON) -m ruff format
