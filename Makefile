@@ -9,7 +9,7 @@ PREFIX ?= /opt/pointsman
 .DEFAULT_GOAL := help
 
 .NOTPARALLEL:
-.PHONY: help setup demo test check test-kernel test-cluster bench fmt clean install uninstall deb man \
+.PHONY: help setup demo test check test-kernel test-cluster test-package bench fmt clean install uninstall deb man \
 	lint types layers setup-dev root
 
 help: ## list the targets
@@ -24,7 +24,7 @@ demo: root setup ## play the main case in network namespaces (root; FAST=1 for t
 test: root check test-kernel ## everything but the cluster: lint, types, layers, unit, property, golden and kernel tests (root)
 
 check: setup-dev lint types layers ## lint, types, layers and the tests that need no root
-	$(PYTEST) -m "not kernel and not cluster"
+	$(PYTEST) -m "not kernel and not cluster and not package"
 
 test-kernel: root setup-dev ## the tests with real programs in this kernel (root)
 	$(PYTEST) -m "kernel and not cluster"
@@ -32,6 +32,10 @@ test-kernel: root setup-dev ## the tests with real programs in this kernel (root
 test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, which is built the first time (root, Go)
 	$(PYTHON) -m tests.cluster.build
 	$(PYTHON) -m pytest -m cluster
+
+test-package: root setup-dev ## install below a directory; the Debian package's life in a machine (root, QEMU, debhelper)
+	$(PYTHON) -m pytest -m package
+	$(PYTHON) -m tests.package
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench
