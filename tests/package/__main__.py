@@ -1,7 +1,7 @@
 """Installs, upgrades, downgrades, removes and purges the Debian package in a QEMU machine with
 systemd, under load: `node.sh` is what is done there.
 
-    python -m tests.package
+    python -m tests.package [DEB]     # by default one is built
 
 Needs mmdebstrap, mke2fs, qemu-system-x86_64 and debhelper. The machine's disk is kept in
 $XDG_CACHE_HOME/pointsman-vm/package and made again when what goes into it changes.
@@ -76,16 +76,30 @@ def apt_sources() -> list[str]:
     return [line for line in told.stdout.splitlines() if "bookworm" in line]
 
 
-def disk(work: Path) -> tuple[Path, Path, Path]:
+def build() -> Path:
+    found = subprocess.run([TREE / "scripts/deb"], capture_output=True, text=True, check=True)
+    return TREE / found.stdout.strip()
+
+
+def newer(package: Path, to: Path, work: Path) -> None:
+    """The same with +1 behind its version."""
+    run("dpkg-deb", "-R", package, work / "newer")
+    control = work / "newer/DEBIAN/control"
+    lines = control.read_text().splitlines()
+    control.write_text(
+        "".join(f"{each}+1\n" if each.startswith("Version: ") else f"{each}\n" for each in lines)
+    )
+    run("dpkg-deb", "-Zgzip", "-z1", "-b", work / "newer", to, stdout=subprocess.DEVNULL)
+    shutil.rmtree(work / "newer")
+
+
+def disk(package: Path, work: Path) -> tuple[Path, Path, Path]:
     """(disk, kernel, initrd) of a machine that runs node.sh when it has started."""
     root = work / "root"
     root.mkdir()
     run("tar", "-xf", base() / "root.tar", "-C", root)
-    for number, suffix in enumerate(("", "+1"), 1):
-        found = subprocess.run(
-            [TREE / "scripts/deb", suffix], capture_output=True, text=True, check=True
-        )
-        shutil.copy(TREE / found.stdout.strip(), root / f"srv/{number}.deb")
+    shutil.copy(package, root / "srv/1.deb")
+    newer(package, root / "srv/2.deb", work)
     for name in ("node.sh", "load.py"):
         shutil.copy(HERE / name, root / "srv" / name)
     (root / "srv/node.sh").chmod(0o755)
@@ -111,7 +125,8 @@ def boot(image: Path, kernel: Path, initrd: Path, log: Path) -> int | None:
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
         "-m", "2G", "-nographic", "-no-reboot", "-nic", "none", "-kernel", kernel,
         "-initrd", initrd, "-drive", f"file={image},if=virtio,format=raw",
-        "-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0",
+        "-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 "
+        "systemd.mask=serial-getty@ttyS0.service",
     ]  # fmt: skip
     with log.open("wb") as out:
         machine = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, stdout=out)
@@ -129,7 +144,7 @@ def boot(image: Path, kernel: Path, initrd: Path, log: Path) -> int | None:
 def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
-        image, kernel, initrd = disk(Path(work))
+        image, kernel, initrd = disk(Path(sys.argv[1]) if sys.argv[1:] else build(), Path(work))
         log = TREE / "dist/package-test.log"
         code = boot(image, kernel, initrd, log)
     shown = log.read_text(errors="replace").replace("\r", "").splitlines()
