@@ -31,6 +31,10 @@ status_text() { systemctl show -P StatusText pointsman; }
 says() { [[ $(status_text) == *"$1"* ]]; }
 pid() { systemctl show -P MainPID pointsman; }
 healthy() { pointsman status >/dev/null; }
+refusals() {
+    journalctl --no-pager -u pointsman -o cat |
+        grep -i "not permitted\|permission denied\|read-only\|traceback" || true
+}
 
 export DEBIAN_FRONTEND=noninteractive
 mkdir -p /etc/pointsman/manifests
@@ -45,13 +49,13 @@ kind: EndpointSlice
 metadata: {name: web, labels: {kubernetes.io/service-name: web}}
 addressType: IPv4
 ports: [{name: http, port: 8080}]
-endpoints: [{addresses: [127.0.0.1]}]
+endpoints: [{addresses: [192.0.2.1]}]
 END
-python3 /srv/load.py serve 127.0.0.1 8080 &
 ip link set lo up
+ip address add 192.0.2.1/32 dev lo
+python3 /srv/load.py serve 192.0.2.1 8080 &
 # Nothing but Pointsman knows the address; without a route there is nowhere to ask.
 ip route add 10.96.0.0/12 dev lo
-ip netns add pod
 
 step "install: enabled, started, ready, and it serves"
 dpkg -i /srv/1.deb
@@ -65,15 +69,27 @@ pointsman map list | head -3
 pointsman --version
 status_text
 says "serves 2 Services" || says "serves 1 Services" || fail "the status is: $(status_text)"
-journalctl --no-pager -u pointsman -o cat | tee /tmp/log
-! grep -i "not permitted\|permission denied\|read-only\|traceback" /tmp/log || fail "the sandbox refuses"
+refused=$(refusals)
+[[ -z $refused ]] || fail "the sandbox refuses: $refused"
 [[ $(cat /proc/sys/net/ipv4/ip_local_reserved_ports) == *30000* ]] || fail "no reserved ports"
 
 step "what it may do: $(grep CapBnd "/proc/$(pid)/status") $(grep Seccomp: "/proc/$(pid)/status")"
-pointsman status -o json | python3 -c '
-import json, sys
-found = json.load(sys.stdin)["optedOut"]
-print(found)'
+
+step "an endpoint leaves: all network namespaces are looked into"
+looks() { pointsman status -o json | python3 -c 'import json, sys; print(json.load(sys.stdin)["stale"])'; }
+ip netns add pod
+sed 's/name: web/name: udp/; s/port: 80}/port: 80, protocol: UDP}/
+    s/port: 8080}/port: 8080, protocol: UDP}/; s/service-name: web/service-name: udp/' \
+    /etc/pointsman/manifests/web.yaml | sed "s/$VIP/10.96.0.51/" >/etc/pointsman/manifests/udp.yaml
+systemctl reload pointsman
+says "serves 3 Services" || fail "the status is: $(status_text)"
+looks
+rm /etc/pointsman/manifests/udp.yaml
+systemctl reload pointsman
+sleep 5
+looks
+refused=$(refusals)
+[[ -z $refused ]] || fail "the sandbox refuses: $refused"
 
 step "reload: what is written before is in force when it returns"
 before=$(pid)
@@ -81,7 +97,7 @@ sed -i '1i # changed' /etc/pointsman/config.yaml
 echo 'externalIPs: local' >>/etc/pointsman/config.yaml
 systemctl reload pointsman
 [[ $(pid) == "$before" ]] || fail "it was started again"
-pointsman status -o json | grep -q '"externalIPs": "local"' || pointsman status -o json | grep -qi 'external.*local' ||
+pointsman status -o json | grep -q 'external.*"local"' ||
     fail "externalIPs is not local"
 echo 'externalIPs: [' >>/etc/pointsman/config.yaml
 systemctl reload pointsman
