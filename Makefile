@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 .NOTPARALLEL:
-.PHONY: help setup demo test check test-kernel test-cluster bench fmt clean lint types layers setup-dev root
+.PHONY: help setup demo test check test-kernel test-cluster test-vagrant bench fmt clean lint types layers setup-dev root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ test-kernel: root setup-dev ## the tests with real programs in this kernel (root
 test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, which is built the first time (root, Go)
 	$(PYTHON) -m tests.cluster.build
 	$(PYTHON) -m pytest -m cluster
+
+test-vagrant: root ## a VM with Pointsman on it, by Vagrant and libvirt, with the kernel tests inside (root; ARGS for a part of them)
+	@ARGS='$(subst ','\'',$(ARGS))' vagrant/test
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench
