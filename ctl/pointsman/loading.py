@@ -4,6 +4,7 @@ other module along, and no two compilers are in memory at once."""
 from __future__ import annotations
 
 import json
+import os
 import platform
 import signal
 import subprocess
@@ -17,8 +18,8 @@ from pointsman import errors
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
-#: startup probe must have more patience than this.
-TIMEOUT = 120.0
+#: startup probe must have more patience than this. An emulated machine takes longer still.
+TIMEOUT = float(os.environ.get("POINTSMAN_LOAD_TIMEOUT", 120))
 _ATTEMPTS = 3
 
 
