@@ -9,7 +9,7 @@ PREFIX ?= /opt/pointsman
 .DEFAULT_GOAL := help
 
 .NOTPARALLEL:
-.PHONY: help setup demo test check test-kernel test-cluster test-package bench fmt clean install uninstall deb man \
+.PHONY: help setup demo test check test-kernel test-cluster test-package test-vagrant bench fmt clean install uninstall deb man \
 	lint types layers setup-dev root
 
 help: ## list the targets
@@ -36,6 +36,9 @@ test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, 
 test-package: root setup-dev ## install below a directory; the Debian package's life in a machine (root, QEMU, debhelper)
 	$(PYTHON) -m pytest -m package
 	$(PYTHON) -m tests.package
+
+test-vagrant: root ## a VM with Pointsman on it, by Vagrant and libvirt, with the kernel tests inside (root; ARGS for a part of them)
+	@ARGS='$(subst ','\'',$(ARGS))' vagrant/test
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench

@@ -4,6 +4,7 @@ other module along, and no two compilers are in memory at once."""
 from __future__ import annotations
 
 import json
+import os
 import platform
 import signal
 import subprocess
@@ -17,16 +18,18 @@ from pointsman import errors
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
-#: startup probe must have more patience than this.
+#: startup probe must have more patience than this. An emulated machine takes longer still.
 TIMEOUT = 120.0
+_VARIABLE = "POINTSMAN_LOAD_TIMEOUT"
 _ATTEMPTS = 3
 
 
 def load(module: str, request: Mapping[str, Any]) -> None:
     """Compiles and pins one module; `request` is what `pointsman.loader` reads beside its name.
     Raises the error of `pointsman.errors` that says why it could not be."""
+    timeout = _timeout()
     for attempt in range(_ATTEMPTS):
-        reply, told = _run({**request, "module": module}, TIMEOUT)
+        reply, told = _run({**request, "module": module}, timeout)
         if "error" not in reply:
             return
         # The loader of an agent that was killed a moment ago may still have been pinning.
@@ -39,6 +42,20 @@ def load(module: str, request: Mapping[str, Any]) -> None:
     if kind is errors.KernelTooOld and module == SOCKETS:
         message += f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
     raise kind("\n  ".join([message, *_telling(told)]))
+
+
+def _timeout() -> float:
+    """TIMEOUT, or what the environment says. Raises PointsmanError."""
+    text = os.environ.get(_VARIABLE, str(TIMEOUT))
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0
+    if not 0 < found <= 86400:
+        raise errors.PointsmanError(
+            f"{_VARIABLE}: {text!r} is no number of seconds; write e.g. 600"
+        )
+    return found
 
 
 def _run(request: Mapping[str, Any], timeout: float) -> tuple[dict[str, Any], list[str]]:
