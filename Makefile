@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 .NOTPARALLEL:
-.PHONY: help setup demo test check test-kernel test-cluster bench fmt clean lint types layers setup-dev root
+.PHONY: help setup demo test check test-kernel test-cluster test-kernels bench fmt clean lint types layers setup-dev root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ test-kernel: root setup-dev ## the tests with real programs in this kernel (root
 test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, which is built the first time (root, Go)
 	$(PYTHON) -m tests.cluster.build
 	$(PYTHON) -m pytest -m cluster
+
+test-kernels: root setup-dev ## kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel in QEMU (KERNELS="5.10 6.1" ARGS="-k …")
+	$(PYTHON) -m tests.vm $(KERNELS) $(if $(ARGS),-- $(ARGS))
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench

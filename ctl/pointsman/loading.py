@@ -4,6 +4,7 @@ other module along, and no two compilers are in memory at once."""
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import signal
 import subprocess
@@ -13,9 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pointsman import errors
+from pointsman.hooks import LOST
+
+log = logging.getLogger("pointsman.agent")
 
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
+#: The first Linux that takes each: docs/kernels.md.
+_MINIMUM = {SOCKETS: "5.10", PACKETS: "5.18"}
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
 #: startup probe must have more patience than this.
 TIMEOUT = 120.0
@@ -28,6 +34,9 @@ def load(module: str, request: Mapping[str, Any]) -> None:
     for attempt in range(_ATTEMPTS):
         reply, told = _run({**request, "module": module}, TIMEOUT)
         if "error" not in reply:
+            if module == SOCKETS:
+                for name in sorted(LOST.keys() - reply["features"]):
+                    log.warning("on this kernel (%s) %s", platform.release(), LOST[name])
             return
         # The loader of an agent that was killed a moment ago may still have been pinning.
         if not any("File exists" in line for line in (reply["error"], *told)):
@@ -36,8 +45,8 @@ def load(module: str, request: Mapping[str, Any]) -> None:
             time.sleep(0.5)
     kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
     message = f"the {module} programs could not be loaded: {reply['error']}"
-    if kind is errors.KernelTooOld and module == SOCKETS:
-        message += f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
+    if kind is errors.KernelTooOld:
+        message += f" (they need Linux {_MINIMUM[module]} or newer, this is {platform.release()})"
     raise kind("\n  ".join([message, *_telling(told)]))
 
 
