@@ -1,6 +1,6 @@
 """The kernel tests in virtual machines, each with another kernel, two at a time.
 
-    python -m tests.vm [KERNEL …] [--all | -- PYTEST ARGUMENT …]
+    python -m tests.vm [KERNEL …] [-- PYTEST ARGUMENT …]
 
 Without arguments for pytest a part of the tests runs that says much in little time: `SMOKE`. An
 emulated CPU is ten times and more slower than a real one, and all of them take hours on it.
@@ -29,6 +29,7 @@ _AT_ONCE = 2
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=", ".join(packages.SUITES))
+    parser.add_argument("--probe", action="store_true", help="which programs the kernels take")
     parser.add_argument("--run", help="a command instead of pytest, as a shell has it")
     parser.add_argument("--minutes", type=float, default=60.0, help="for each machine")
     parser.add_argument("--cpus", type=int, default=1, help="of each machine")
@@ -41,10 +42,14 @@ def main() -> int:
     packages.need("qemu-system-x86_64", "mke2fs", "mmdebstrap", "dpkg-deb", "git")
     python = f"{image.INSIDE}/.venv/bin/python"
     tests = after if dashes else [*SMOKE]
-    command = shlex.split(given.run) if given.run else [
+    command = [
         *(python, "-m", "pytest", "-p", "tests.vm.skips", "-q", "-m", "kernel and not cluster"),
         *("--color=no", "--timeout=1200", *tests),
     ]  # fmt: skip
+    if given.probe:
+        command = [python, "-m", "tests.vm.probe"]
+    elif given.run:
+        command = shlex.split(given.run)
     return _run(names, command, given)
 
 
@@ -77,7 +82,7 @@ def _run(names: list[str], command: list[str], given: argparse.Namespace) -> int
                 accelerator=how, seconds=60 * given.minutes, cpus=given.cpus,
             )  # fmt: skip
             results[kernel.name] = result
-            print(_line(result), flush=True)
+            print(outcome(result), flush=True)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(_AT_ONCE)]
     for each in threads:
@@ -88,7 +93,7 @@ def _run(names: list[str], command: list[str], given: argparse.Namespace) -> int
     return 0 if all(name in results and results[name].code == 0 for name in names) else 1
 
 
-def _line(result: machine.Result) -> str:
+def outcome(result: machine.Result) -> str:
     """What came of it, and pytest's last word or the end of the log."""
     text = result.log.read_text(errors="replace").replace("\r", "")
     said = re.findall(
