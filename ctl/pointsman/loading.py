@@ -21,7 +21,7 @@ log = logging.getLogger("pointsman.agent")
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
 #: The first Linux that takes each: docs/kernels.md.
-_MINIMUM = {SOCKETS: "5.10", PACKETS: "5.18"}
+_MINIMUM = {SOCKETS: "5.10", PACKETS: "6.12"}
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
 #: startup probe must have more patience than this.
 TIMEOUT = 120.0
