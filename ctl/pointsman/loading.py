@@ -20,8 +20,11 @@ log = logging.getLogger("pointsman.agent")
 
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
-#: The first Linux that takes each: docs/kernels.md.
-_MINIMUM = {SOCKETS: "5.10", PACKETS: "6.12"}
+#: What is known of kernels: docs/kernels.md.
+_KERNELS = {
+    SOCKETS: "they need Linux 5.10 or newer",
+    PACKETS: "they are known to load on Linux 6.18, and not on 6.1",
+}
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
 #: startup probe must have more patience than this.
 TIMEOUT = 120.0
@@ -46,7 +49,7 @@ def load(module: str, request: Mapping[str, Any]) -> None:
     kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
     message = f"the {module} programs could not be loaded: {reply['error']}"
     if kind is errors.KernelTooOld:
-        message += f" (they need Linux {_MINIMUM[module]} or newer, this is {platform.release()})"
+        message += f" ({_KERNELS[module]}; this is {platform.release()})"
     raise kind("\n  ".join([message, *_telling(told)]))
 
 
