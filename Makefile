@@ -9,7 +9,7 @@ PREFIX ?= /opt/pointsman
 .DEFAULT_GOAL := help
 
 .NOTPARALLEL:
-.PHONY: help setup demo test check test-kernel test-cluster test-package test-vagrant bench fmt clean install uninstall deb man \
+.PHONY: help setup demo test check test-kernel test-cluster test-kernels test-package test-vagrant bench fmt clean install uninstall deb man \
 	lint types layers setup-dev root
 
 help: ## list the targets
@@ -39,6 +39,9 @@ test-package: root setup-dev ## install below a directory; the Debian package's 
 
 test-vagrant: root ## a VM with Pointsman on it, by Vagrant and libvirt, with the kernel tests inside (root; ARGS for a part of them)
 	@ARGS='$(subst ','\'',$(ARGS))' vagrant/test
+
+test-kernels: root setup-dev ## kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel in QEMU (KERNELS="5.10 6.1" ARGS="-k …")
+	$(PYTHON) -m tests.vm $(KERNELS) $(if $(ARGS),-- $(ARGS))
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench

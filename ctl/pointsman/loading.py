@@ -4,6 +4,7 @@ other module along, and no two compilers are in memory at once."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import signal
@@ -14,9 +15,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from pointsman import errors
+from pointsman.hooks import LOST
+
+log = logging.getLogger("pointsman.agent")
 
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
+#: What is known of kernels: docs/kernels.md.
+_KERNELS = {
+    SOCKETS: "they need Linux 5.10 or newer",
+    PACKETS: "they are known to load on Linux 6.18, and not on 6.1",
+}
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
 #: startup probe must have more patience than this. An emulated machine takes longer still.
 TIMEOUT = 120.0
@@ -31,6 +40,9 @@ def load(module: str, request: Mapping[str, Any]) -> None:
     for attempt in range(_ATTEMPTS):
         reply, told = _run({**request, "module": module}, timeout)
         if "error" not in reply:
+            if module == SOCKETS:
+                for name in sorted(LOST.keys() - reply["features"]):
+                    log.warning("on this kernel (%s) %s", platform.release(), LOST[name])
             return
         # The loader of an agent that was killed a moment ago may still have been pinning.
         if not any("File exists" in line for line in (reply["error"], *told)):
@@ -39,8 +51,8 @@ def load(module: str, request: Mapping[str, Any]) -> None:
             time.sleep(0.5)
     kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
     message = f"the {module} programs could not be loaded: {reply['error']}"
-    if kind is errors.KernelTooOld and module == SOCKETS:
-        message += f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
+    if kind is errors.KernelTooOld:
+        message += f" ({_KERNELS[module]}; this is {platform.release()})"
     raise kind("\n  ".join([message, *_telling(told)]))
 
 
