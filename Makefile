@@ -9,8 +9,8 @@ PREFIX ?= /opt/pointsman
 .DEFAULT_GOAL := help
 
 .NOTPARALLEL:
-.PHONY: help setup demo test check test-kernel test-cluster test-kernels test-package test-vagrant bench fmt clean install uninstall deb man \
-	lint types layers setup-dev root
+.PHONY: help setup demo test check test-kernel test-cluster test-kernels test-package test-vagrant bench fmt clean \
+	install uninstall deb man lint types layers setup-dev root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
