@@ -23,7 +23,7 @@ log = logging.getLogger("pointsman.agent")
 SOCKETS, PACKETS = "socket", "packet"
 #: What is known of kernels: docs/kernels.md.
 _KERNELS = {
-    SOCKETS: "they need Linux 5.10 or newer",
+    SOCKETS: "they are known to load on Linux 6.1 and newer",
     PACKETS: "they are known to load on Linux 6.18, and not on 6.1",
 }
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
