@@ -137,11 +137,18 @@ static __always_inline bool is_held(struct fragment_key *key)
 	return last && *last;
 }
 
-/* Asked where the length is used, so that the compiler keeps for the verifier what it knows itself. */
+/* Asked where the length is used, in two comparisons that the compiler may not make one of: of that one
+ * the verifier before Linux 6.10 learns nothing. */
 #define is_holdable(length) \
 	({ \
+		bool fits; \
 		asm volatile("" : "+r"(length)); \
-		(length) && (length) <= HELD_BYTES; \
+		fits = (__s64)(length) > 0; \
+		if (fits) { \
+			asm volatile("" : "+r"(length)); \
+			fits = (length) <= HELD_BYTES; \
+		} \
+		fits; \
 	})
 
 /* Keeps a later fragment. False if it can't be, or need not, because the first came meanwhile. */

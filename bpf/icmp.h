@@ -267,7 +267,7 @@ static __always_inline int answer_frame(struct xdp_md *ctx, const struct packet 
 	if (!put_link(ctx, &answer->link, is_tagged(p)))
 		return XDP_DROP;
 	h = headers_of(ctx, true);
-	ip = h.data + (p->l3 & MASK_L3);
+	ip = h.data + bound(p->l3, MASK_L3);
 	if (ip + sizeof(struct ipv6hdr) + ICMP_HEADER > h.end)
 		return XDP_DROP;
 	if (p->ipv4)

@@ -107,6 +107,7 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, cons
 	__u8 proto = p->ipv4 ? IPPROTO_IPIP : IPPROTO_IPV6;
 	const __be32 *from = p->ipv4 ? out->ipv4 : out->ipv6;
 	struct headers h;
+	void *outer;
 
 	if (p->ipv4)
 		outer_v4(&of->answer.outer.v4, from, of->to.destination, p->ip_length, proto,
@@ -129,12 +130,13 @@ static __always_inline int send_tunneled(struct pass *pass, const bool xdp, cons
 	    bpf_xdp_adjust_head(pass->ctx, -(int)header) || !put_link(pass->ctx, &of->answer.link, is_tagged(p)))
 		return XDP_DROP;
 	h = headers_of(pass->ctx, true);
-	if (p->l3 > sizeof(of->answer.link) || h.data + (p->l3 & MASK_L3) + sizeof(struct ipv6hdr) > h.end)
+	outer = h.data + bound(p->l3, MASK_L3);
+	if (outer + sizeof(struct ipv6hdr) > h.end)
 		return XDP_DROP;
 	if (p->ipv4)
-		__builtin_memcpy(h.data + (p->l3 & MASK_L3), &of->answer.outer.v4, sizeof(of->answer.outer.v4));
+		__builtin_memcpy(outer, &of->answer.outer.v4, sizeof(of->answer.outer.v4));
 	else
-		__builtin_memcpy(h.data + (p->l3 & MASK_L3), &of->answer.outer.v6, sizeof(of->answer.outer.v6));
+		__builtin_memcpy(outer, &of->answer.outer.v6, sizeof(of->answer.outer.v6));
 	return send_frame(pass->ctx, &of->leaves);
 }
 

@@ -19,6 +19,14 @@
 #define MASK_L4 255
 #define MAX_PULL 256 /* of a packet that TC has: this much is read directly */
 
+/* An offset that is kept in a map. The compiler must not leave the mask out where it knows better: the verifier before Linux
+ * 6.10 does not. */
+static __always_inline __u64 bound(__u64 offset, const __u32 mask)
+{
+	asm volatile("" : "+r"(offset));
+	return offset & mask;
+}
+
 #define ETHERTYPE_VLAN bpf_htons(0x8100)
 #define ETHERTYPE_IPV4 bpf_htons(0x0800)
 #define ETHERTYPE_IPV6 bpf_htons(0x86dd)
@@ -145,7 +153,7 @@ static __always_inline bool is_transport(__u8 proto)
 
 static __always_inline enum kind parse_ipv4(struct headers h, struct packet *p)
 {
-	struct iphdr *ip = h.data + (p->l3 & MASK_L3);
+	struct iphdr *ip = h.data + bound(p->l3, MASK_L3);
 	__u32 header;
 	__be16 offset;
 
@@ -173,8 +181,8 @@ static __always_inline enum kind parse_ipv4(struct headers h, struct packet *p)
 
 static __always_inline enum kind parse_ipv6(struct headers h, struct packet *p)
 {
-	struct ipv6hdr *ip = h.data + (p->l3 & MASK_L3);
-	__u32 at = (p->l3 & MASK_L3) + sizeof(*ip);
+	struct ipv6hdr *ip = h.data + bound(p->l3, MASK_L3);
+	__u32 at = bound(p->l3, MASK_L3) + sizeof(*ip);
 	__u8 next;
 
 	if ((void *)(ip + 1) > h.end || ip->version != 6)
@@ -267,7 +275,7 @@ static __always_inline bool is_tagged(const struct packet *p)
 /* The ports, which a frame must have whole with the rest of the header. */
 static __always_inline enum kind parse_ports(struct headers h, struct packet *p)
 {
-	void *l4 = h.data + (p->l4 & MASK_L4);
+	void *l4 = h.data + bound(p->l4, MASK_L4);
 	__u32 left = p->l3 + p->ip_length - p->l4;
 
 	if (p->tuple.proto == IPPROTO_TCP) {

@@ -79,7 +79,7 @@ static __always_inline bool rewrite_frame(struct xdp_md *ctx, const struct packe
 
 	if (p->l3 > sizeof(struct ethhdr) + sizeof(struct vlan_header))
 		return false;
-	l4 = h.data + (p->l4 & MASK_L4);
+	l4 = h.data + bound(p->l4, MASK_L4);
 	/* Both headers must be there before either is written. */
 	if (p->fragment != LATER_FRAGMENT) {
 		if (p->tuple.proto == IPPROTO_TCP && l4 + sizeof(struct tcphdr) > h.end)
@@ -88,7 +88,7 @@ static __always_inline bool rewrite_frame(struct xdp_md *ctx, const struct packe
 			return false;
 	}
 	if (p->ipv4) {
-		struct iphdr *ip = h.data + (p->l3 & MASK_L3);
+		struct iphdr *ip = h.data + bound(p->l3, MASK_L3);
 		__u64 sum = change.addresses;
 
 		if ((void *)(ip + 1) > h.end)
@@ -104,7 +104,7 @@ static __always_inline bool rewrite_frame(struct xdp_md *ctx, const struct packe
 		}
 		ip->check = amend(ip->check, sum);
 	} else {
-		struct ipv6hdr *ip = h.data + (p->l3 & MASK_L3);
+		struct ipv6hdr *ip = h.data + bound(p->l3, MASK_L3);
 
 		if ((void *)(ip + 1) > h.end)
 			return false;

@@ -93,7 +93,8 @@ static __always_inline bool is_welcome(const struct target *to, const __be32 *cl
 {
 	struct source_range key = {};
 
-	if (!(to->service->packets & PACKETS_RANGES))
+	/* Who comes from outside has found one; the verifier before Linux 6.10 does not see that. */
+	if (!to->service || !(to->service->packets & PACKETS_RANGES))
 		return true;
 	key.prefix = 32 + 128;
 	key.service = to->id;
