@@ -21,11 +21,8 @@ log = logging.getLogger("pointsman.agent")
 
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
-#: What is known of kernels: docs/kernels.md.
-_KERNELS = {
-    SOCKETS: "they are known to load on Linux 6.1 and newer",
-    PACKETS: "they are known to load on Linux 6.18, and not on 6.1",
-}
+#: docs/kernels.md.
+_KNOWN = "they are known to load on Linux 6.1 and newer"
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
 #: startup probe must have more patience than this. An emulated machine takes longer still.
 TIMEOUT = 120.0
@@ -52,7 +49,7 @@ def load(module: str, request: Mapping[str, Any]) -> None:
     kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
     message = f"the {module} programs could not be loaded: {reply['error']}"
     if kind is errors.KernelTooOld:
-        message += f" ({_KERNELS[module]}; this is {platform.release()})"
+        message += f" ({_KNOWN}; this is {platform.release()})"
     raise kind("\n  ".join([message, *_telling(told)]))
 
 
