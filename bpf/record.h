@@ -77,10 +77,22 @@ static __always_inline bool find_record(__u64 cookie, struct bucket *bucket, __u
 	return true;
 }
 
+/*
+ * The whole decision about a word. Before Linux 5.12 programs have no compare-and-swap: no place is
+ * ever claimed then, and each record is in the overflow map, where the kernel decides.
+ */
+static __always_inline bool swap(__u64 *word, __u64 from, __u64 to)
+{
+#ifdef HAVE_COMPARE_AND_SWAP
+	return __sync_val_compare_and_swap(word, from, to) == from;
+#else
+	return false;
+#endif
+}
+
 static __always_inline bool claim(struct place *place, __u64 cookie)
 {
-	return !place->cookie &&
-	       !__sync_val_compare_and_swap(&place->cookie, 0ULL, cookie | COOKIE_BUSY);
+	return !place->cookie && swap(&place->cookie, 0, cookie | COOKIE_BUSY);
 }
 
 /* A free place of the bucket, claimed BUSY so that whoever scans passes over it. */
@@ -183,7 +195,7 @@ static __always_inline void free_record(__u64 cookie, struct bucket *bucket)
 		free_overflow(cookie, bucket);
 		return;
 	}
-	if (__sync_val_compare_and_swap(found.cookie, cookie, cookie | COOKIE_BUSY) != cookie)
+	if (!swap(found.cookie, cookie, cookie | COOKIE_BUSY))
 		return;
 	count_closed(found.record);
 	barrier();

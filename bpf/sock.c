@@ -48,11 +48,14 @@ static __always_inline void translate(struct frontend_key *to, const __be32 *add
 	to->port = port;
 }
 
+/* Without the helper (before Linux 5.18) all that is refused is EPERM to the caller. */
 static __always_inline int verdict(int error)
 {
 	if (error >= 0)
 		return PROCEED;
+#ifdef HAVE_SET_RETVAL
 	bpf_set_retval(error);
+#endif
 	return REJECT;
 }
 

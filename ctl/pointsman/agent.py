@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pointsman import host, netlink, netns, state
+from pointsman import host, netlink, netns, state, systemd
 from pointsman.builtin import DnsService, dns_address
 from pointsman.devicewatch import DevicesNow
 from pointsman.dns import DnsServer
@@ -85,8 +85,16 @@ class _Probed:
     """A server opened, or failed to."""
 
 
+class _Reload:
+    """Everything is to be read again."""
+
+
+class _Reread:
+    """One of those asked to has done so."""
+
+
 _Told = Found | Reaped | OptedOut | DevicesNow | Loaded
-_Message = Event | _Probed | _Reclaimed | _Addresses | _Told | Reconfigured
+_Message = Event | _Probed | _Reload | _Reread | _Reclaimed | _Addresses | _Told | Reconfigured
 
 
 class Agent:
@@ -108,6 +116,10 @@ class Agent:
         self._telemetry = telemetry or Telemetry()
         self._configuration = configuration
         self.listeners: list[Listener] = []
+        #: What `reload` asks to read again; each calls what it is given when it has put that.
+        self.rereaders: list[Callable[[Callable[[], None]], None]] = []
+        self._reloading, self._rereading = False, 0
+        self._unit = systemd.Unit()
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._garbage: queue.SimpleQueue[tuple[Garbage, Planner] | None] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -127,6 +139,10 @@ class Agent:
     def stop(self) -> None:
         """May be called from a signal handler or another thread."""
         self._stop.set()
+
+    def reload(self) -> None:
+        """Reads configuration and manifests again. May be called as `stop` may."""
+        self._queue.put(_Reload())
 
     def uid_of(self, ref: Ref) -> str:
         """The uid of an object, "" if it has none or is not known. For listeners, when called."""
@@ -185,6 +201,7 @@ class Agent:
             self.failed = str(error) if isinstance(error, PointsmanError) else repr(error)
             raise
         finally:
+            self._unit.stopping()
             self._stop.set()
             self._garbage.put(None)
             self._surroundings.stop()
@@ -304,6 +321,7 @@ class Agent:
 
     def _follow(self) -> None:
         while not self._stop.is_set():
+            self._unit.alive()
             self._take(self._next())
             if not self._sync.attached and time.monotonic() - self._began > _LONG:
                 gc.set_threshold(*COLLECT)
@@ -362,6 +380,10 @@ class Agent:
                     if self._probes.failed:
                         self.failed = self._probes.failed
                         self._stop.set()
+                case _Reload():
+                    self._reload()
+                case _Reread():
+                    self._rereading -= 1
                 case _Reclaimed():
                     self._sync.reclaimed(message.garbage, message.planner)
         whole = not self._sync.attached
@@ -373,6 +395,20 @@ class Agent:
         # Sockets are judged by what the maps say, after they say it.
         for each in found:
             self._left_behind.judge(each, self._sync.members())
+        if self._reloading and not self._rereading:
+            self._reloading = False
+            self._write_status()
+            log.info("reloaded")
+            self._unit.ready()
+
+    def _reload(self) -> None:
+        # Who is not ready yet must not be so by this.
+        if self.ready.is_set() and not self._reloading:
+            self._reloading = True
+            self._unit.reloading()
+        self._rereading += len(self.rereaders)
+        for reread in self.rereaders:
+            reread(lambda: self._queue.put(_Reread()))
 
     def _synced(self, touched: set[Ref], *, whole: bool) -> None:
         """The maps are in step; as a `whole`: what left before is to be looked for, too."""
@@ -389,6 +425,7 @@ class Agent:
             for listener in self.listeners:
                 listener.attached()
             self.ready.set()
+            self._unit.ready()
 
     def _take_reach(self, reach: Reach) -> None:
         before = self._reach
@@ -462,3 +499,9 @@ class Agent:
             **self._edge.status(),
         )
         self._probes.tell(sync, told["balanced"], stale, self._dns, problems, told["packets"])
+        self._unit.status(_summary(sync.attached, told["balanced"], len(problems)))
+
+
+def _summary(attached: bool, services: int, problems: int) -> str:
+    text = f"serves {services} Services" if attached else "waits for the first list of Services"
+    return f"{text}; {problems} to be mended: pointsman status" if problems else text

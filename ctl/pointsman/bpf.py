@@ -202,6 +202,11 @@ def link_device(fd: int) -> int:
     return int(struct.unpack_from("=IIIII", _info(fd))[4])
 
 
+def has_helper(program_type: int, helper: int) -> bool:
+    """Whether programs of that type (BPF_PROG_TYPE_…) may call it (BPF_FUNC_…), by trying."""
+    return bool(_libbpf.libbpf_probe_bpf_helper(program_type, helper, None) == 1)
+
+
 def link_create(program: int, target: int, attach_type: int, flags: int = 0) -> int:
     """`target` is a file descriptor, or the ifindex of a device of this network namespace."""
     options = _LinkOpts(ctypes.sizeof(_LinkOpts), flags)

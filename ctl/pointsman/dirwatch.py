@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +15,20 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
 from pointsman.events import Problem
+
+
+class Requests:
+    """That everything be read again, from any thread or a signal handler; each request is a
+    callback for when it is done."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def add(self, done: Callable[[], None]) -> None:
+        self._waiting.append(done)
+
+    def take(self) -> list[Callable[[], None]]:
+        return [self._waiting.popleft() for _ in range(len(self._waiting))]
 
 
 class DirectoryWatch(FileSystemEventHandler):

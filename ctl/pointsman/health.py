@@ -37,6 +37,8 @@ class Observation:
     now: float
     #: As uname -r says it.
     kernel: str = ""
+    #: What it can't do, as warnings.
+    lacks: tuple[str, ...] = ()
     #: None where no packet programs are.
     packets: PacketsSeen | None = None
     device_links: tuple[DeviceLink, ...] = ()
@@ -55,6 +57,7 @@ def report(seen: Observation) -> Report:
         "healthy": not reasons,
         "reasons": reasons,
         "warnings": [
+            *(f"kernel {seen.kernel}: {lack}" for lack in seen.lacks),
             *(note for note in (kernel_sockets_note(seen.kernel), _away(_source(seen))) if note),
             *device_warnings(devices),
             *warnings(of_packets),

@@ -66,7 +66,23 @@ DEVICE_HOOKS = (XDP_INGRESS, TC_INGRESS, TC_EGRESS)
 SWEEP = Hook("sweep", _XDP, 37)
 
 #: Tried in this order: what the kernel lacks costs a feature, not the load.
-FEATURES: tuple[tuple[str, ...], ...] = (("HAVE_MPTCP",), ())
+FEATURES: tuple[tuple[str, ...], ...] = (
+    ("HAVE_COMPARE_AND_SWAP", "HAVE_SET_RETVAL", "HAVE_MPTCP"),
+    ("HAVE_COMPARE_AND_SWAP", "HAVE_SET_RETVAL"),
+    ("HAVE_COMPARE_AND_SWAP",),
+    (),
+)
+#: What is lost without one of them, and the first Linux that has it.
+LOST = {
+    "HAVE_SET_RETVAL": "connects, datagrams and binds that are refused all fail with EPERM "
+    "(bpf_set_retval() is there from Linux 5.18 on)",
+    "HAVE_COMPARE_AND_SWAP": "every record of a connected socket is in sockets_overflow, of which "
+    "one network namespace may take a quarter (programs compare and swap from Linux 5.12 on)",
+    "HAVE_MPTCP": "getpeername() of an MPTCP socket tells the endpoint, not the Service "
+    "(bpf_skc_to_mptcp_sock() is there from Linux 5.19 on)",
+}
+#: bpf_set_retval() by number, for a program of that type.
+SET_RETVAL = (_CGROUP_SOCK_ADDR, 187)
 
 #: Run by the agent with BPF_PROG_TEST_RUN, attached to nothing.
 HELPERS = (Hook("set_generation", _XDP, 37), Hook("merge_load", _XDP, 37))

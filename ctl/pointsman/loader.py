@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import abi, bpf
-from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SWEEP, Hook
+from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SET_RETVAL, SWEEP, Hook
 from pointsman.loading import PACKETS
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -67,7 +67,10 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
             return {"kind": "NoCompiler", "error": f"{directory} has no packets.c"}
         return _module(bcc, text, request, (("HAVE_PACKETS",),), [*DEVICE_HOOKS, SWEEP])
     wanted = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
-    return _module(bcc, abi.source(directory), request, FEATURES, wanted)
+    # Compiling takes longest: what needs a helper that is not there is not tried.
+    without = () if bpf.has_helper(*SET_RETVAL) else ("HAVE_SET_RETVAL",)
+    variants = tuple(found for found in FEATURES if not set(without) & set(found))
+    return _module(bcc, abi.source(directory), request, variants, wanted)
 
 
 def _module(

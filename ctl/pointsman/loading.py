@@ -4,6 +4,8 @@ other module along, and no two compilers are in memory at once."""
 from __future__ import annotations
 
 import json
+import logging
+import os
 import platform
 import signal
 import subprocess
@@ -13,21 +15,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from pointsman import errors
+from pointsman.hooks import LOST
+
+log = logging.getLogger("pointsman.agent")
 
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
+#: docs/kernels.md.
+_KNOWN = "they are known to load on Linux 6.1 and newer"
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
-#: startup probe must have more patience than this.
+#: startup probe must have more patience than this. An emulated machine takes longer still.
 TIMEOUT = 120.0
+_VARIABLE = "POINTSMAN_LOAD_TIMEOUT"
 _ATTEMPTS = 3
 
 
 def load(module: str, request: Mapping[str, Any]) -> None:
     """Compiles and pins one module; `request` is what `pointsman.loader` reads beside its name.
     Raises the error of `pointsman.errors` that says why it could not be."""
+    timeout = _timeout()
     for attempt in range(_ATTEMPTS):
-        reply, told = _run({**request, "module": module}, TIMEOUT)
+        reply, told = _run({**request, "module": module}, timeout)
         if "error" not in reply:
+            if module == SOCKETS:
+                for name in sorted(LOST.keys() - reply["features"]):
+                    log.warning("on this kernel (%s) %s", platform.release(), LOST[name])
             return
         # The loader of an agent that was killed a moment ago may still have been pinning.
         if not any("File exists" in line for line in (reply["error"], *told)):
@@ -36,9 +48,23 @@ def load(module: str, request: Mapping[str, Any]) -> None:
             time.sleep(0.5)
     kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
     message = f"the {module} programs could not be loaded: {reply['error']}"
-    if kind is errors.KernelTooOld and module == SOCKETS:
-        message += f" (Pointsman needs Linux 5.18 or newer, this is {platform.release()})"
+    if kind is errors.KernelTooOld:
+        message += f" ({_KNOWN}; this is {platform.release()})"
     raise kind("\n  ".join([message, *_telling(told)]))
+
+
+def _timeout() -> float:
+    """TIMEOUT, or what the environment says. Raises PointsmanError."""
+    text = os.environ.get(_VARIABLE, str(TIMEOUT))
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0
+    if not 0 < found <= 86400:
+        raise errors.PointsmanError(
+            f"{_VARIABLE}: {text!r} is no number of seconds; write e.g. 600"
+        )
+    return found
 
 
 def _run(request: Mapping[str, Any], timeout: float) -> tuple[dict[str, Any], list[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pointsman import lastgood
-from pointsman.dirwatch import DirectoryWatch
+from pointsman.dirwatch import DirectoryWatch, Requests
 from pointsman.documents import ManifestFile
 from pointsman.events import Changed, Event, Listed, Problem, Problems
 from pointsman.manifestfiles import load, signature, walk
@@ -59,6 +59,11 @@ class ManifestSource:
         self._device: int | None = None
         self._memory = memory
         self._recalled = memory is None
+        self._requests = Requests()
+
+    def refresh(self, done: Callable[[], None]) -> None:
+        """Has `run` look at the directory now, and call `done` once it has put what it found."""
+        self._requests.add(done)
 
     def read(self) -> tuple[Listed, Problems]:
         """Reads what has changed since the last time (at first: all) and gives the whole state."""
@@ -82,14 +87,18 @@ class ManifestSource:
                 self._unsaved = True
             told: list[Problem] = []
             looked = time.monotonic()
+            requests: list[Callable[[], None]] = []
             while not stop.is_set():
                 problems = self._problems() + ([wake.problem] if wake.problem else [])
                 if problems != told:
                     put(Problems(tuple(problems)))
                     told = problems
+                for done in requests:
+                    done()
                 woken = wake.event.wait(0.25)
                 elsewhere = wake.follow()
-                if woken or elsewhere or time.monotonic() - looked >= self._rescan:
+                requests = self._requests.take()
+                if woken or elsewhere or requests or time.monotonic() - looked >= self._rescan:
                     self._settle(wake.event)
                     changed = self._scan()
                     if not known and not self._blind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import socket
@@ -25,9 +26,17 @@ _INODE = re.compile(r"net:\[(\d+)\]")
 
 
 def cookie() -> int:
-    """What the kernel calls the calling thread's network namespace; never used again."""
+    """What the kernel calls the calling thread's network namespace; never used again. Raises
+    OSError (ENOPROTOOPT) before Linux 5.14."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        return int(struct.unpack("=Q", one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+        try:
+            found = one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError as error:
+            if error.errno == errno.ENOPROTOOPT:
+                why = "network namespaces tell their cookies from Linux 5.14 on"
+                raise OSError(error.errno, why) from None
+            raise
+        return int(struct.unpack("=Q", found)[0])
 
 
 def inode() -> int:

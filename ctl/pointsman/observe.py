@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pointsman import dump, host, state
+from pointsman import bpf, dump, host, netns, state
 from pointsman.errors import NotLoaded
 from pointsman.generations import Generation
 from pointsman.health import Observation
+from pointsman.hooks import LOST, SET_RETVAL
 from pointsman.packethealth import PacketsSeen
 from pointsman.packetmaps import PacketMaps
 from pointsman.pins import Pins
@@ -42,11 +44,22 @@ def observe(bpffs: Path, run_dir: Path, now: float) -> Observation:
             counters=view.counters(),
             now=now,
             kernel=os.uname().release,
+            lacks=tuple(lacks()),
             packets=packets_seen(generation),
             device_links=tuple(pins.device_links()),
         )
     finally:
         view.close()
+
+
+def lacks() -> Iterator[str]:
+    """What this kernel can't do that a Service's user would notice."""
+    if not bpf.has_helper(*SET_RETVAL):
+        yield LOST["HAVE_SET_RETVAL"]
+    try:
+        netns.cookie()
+    except OSError as error:
+        yield f"NodePorts at 127.0.0.1, the bind guard and opt-outs of pods are off: {error}"
 
 
 def packets_seen(generation: Generation) -> PacketsSeen | None:

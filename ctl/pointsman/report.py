@@ -41,9 +41,10 @@ class Reporter:
         now = set(located)
         for problem in sorted(now - self._reported, key=str):
             self.problems_so_far += 1
-            (log.warning if problem.severity == "warning" else log.error)("%s", problem)
+            level = logging.WARNING if problem.severity == "warning" else logging.ERROR
+            log.log(level, "%s", problem, extra={"problem": problem})
         for problem in sorted(self._reported - now, key=str):
-            log.info("mended: %s", problem)
+            log.info("mended: %s", problem, extra={"problem": problem})
         changed, self._reported = now != self._reported, now
         return located, changed
 

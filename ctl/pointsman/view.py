@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,21 @@ class View:
         for view in (column, words):
             view.release()
         return found
+
+
+class Glance(View):
+    """For many questions at once: what is the same for all of them is read once."""
+
+    @cached_property
+    def _all_names(self) -> dict[int, PortName]:
+        return super().names()
+
+    @cached_property
+    def _all_settings(self) -> dict[str, Any]:
+        return super().settings()
+
+    def names(self) -> dict[int, PortName]:
+        return self._all_names
+
+    def settings(self) -> dict[str, Any]:
+        return self._all_settings

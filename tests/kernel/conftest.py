@@ -16,7 +16,14 @@ from tests.support.agents import AgentProcess, node_of
 from tests.support.kernel import Cgroup, Lab, lacking, own_network
 from tests.support.warm import as_new
 
+#: Those that start most agents with programs for packets, each of which is compiled.
+_LONGEST = ("test_loading", "test_upgrades", "test_devices", "test_offloads", "test_topology")
 _RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first: at the end no worker has one while the others have none."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
 @pytest.fixture(scope="session")

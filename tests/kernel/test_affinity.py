@@ -15,7 +15,7 @@ from pointsman import abi
 from pointsman.maps import apply
 from pointsman.objects import Ref
 from pointsman.values import TCP, UDP, Entry, PortName
-from tests.support.kernel import Lab, entry, wildcard
+from tests.support.kernel import REFUSED, Lab, entry, wildcard
 from tests.support.pods import Pod, cookie_of, netns_cookie
 
 pytestmark = pytest.mark.kernel
@@ -226,7 +226,7 @@ def test_an_empty_service_refuses_in_spite_of_it(lab: Lab) -> None:
 
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
-        pytest.raises(ConnectionRefusedError),
+        pytest.raises(REFUSED),
     ):
         client.connect(VIP)
 

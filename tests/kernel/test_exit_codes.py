@@ -205,7 +205,7 @@ def test_a_program_that_the_kernel_refuses_ends_with_6_and_the_verifiers_words(
     source = changed_source(("sock.c", "#define PROCEED 1", "#define PROCEED 7"))
     done = node.cli("load", source=source, check=False)
     first = sentence(done, 6, "R0")
-    assert "Linux 5.18 or newer" in first
+    assert "known to load on Linux 6.1 and newer" in first
     assert_nothing_left(node)
 
 

@@ -300,7 +300,7 @@ def test_a_record_is_freed_by_one_of_those_that_race_for_it(
     fresh_lab: Labs, changed_source: Sources, rule: bool
 ) -> None:
     """A reset from the network meets close(): counted closed twice, the count would be wrong."""
-    swap = "if (__sync_val_compare_and_swap(found.cookie, cookie, cookie | COOKIE_BUSY) != cookie)"
+    swap = "if (!swap(found.cookie, cookie, cookie | COOKIE_BUSY))"
     changes = [("record.h", f"\t{swap}", f"\t{HOLD}\n\t{swap}")]
     if not rule:
         changes = [("record.h", f"\t{swap}\n\t\treturn;", f"\t{HOLD}")]

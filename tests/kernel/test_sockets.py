@@ -12,7 +12,7 @@ import pytest
 from pointsman.maps import take_over
 from pointsman.marks import bit_of
 from pointsman.values import Frontend, PortName, to_address
-from tests.support.kernel import TCP, UDP, Lab, entry, tcp_server, udp_server
+from tests.support.kernel import LINUX, REFUSED, TCP, UDP, Lab, entry, tcp_server, udp_server
 from tests.support.pods import cookie_of
 
 pytestmark = pytest.mark.kernel
@@ -81,10 +81,10 @@ def test_a_service_without_endpoints_refuses_at_once(
 ) -> None:
     lab.serve(vip, 80, TCP if kind == socket.SOCK_STREAM else UDP)
     with socket.socket(family, kind) as client:
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(REFUSED):
             client.connect((dialled, 80))
         if kind == socket.SOCK_DGRAM:
-            with pytest.raises(ConnectionRefusedError):
+            with pytest.raises(REFUSED):
                 client.sendto(b"x", (dialled, 80))
 
 
@@ -94,9 +94,9 @@ def test_an_undefined_port_of_a_known_vip_refuses_at_once(
 ) -> None:
     lab.serve(vip, 80, TCP, (server_address, 1))
     before = lab.maps.counters()["undefined_port"]
-    with socket.socket(family) as client, pytest.raises(ConnectionRefusedError):
+    with socket.socket(family) as client, pytest.raises(REFUSED):
         client.connect((dialled, 81))
-    with socket.socket(family, socket.SOCK_DGRAM) as client, pytest.raises(ConnectionRefusedError):
+    with socket.socket(family, socket.SOCK_DGRAM) as client, pytest.raises(REFUSED):
         client.sendto(b"x", (dialled, 80))  # TCP is defined, UDP is not
     assert lab.maps.counters()["undefined_port"] == before + 2
 
@@ -108,7 +108,7 @@ def test_an_empty_set_under_a_policy_is_unreachable_not_refused(lab: Lab) -> Non
     lab.set("web", entry("10.96.0.1", 80, TCP, (), PortName("default", "web", "p"), empty=1))
     with socket.socket() as client, pytest.raises(OSError) as caught:
         client.connect(("10.96.0.1", 80))
-    assert caught.value.errno == errno.EHOSTUNREACH
+    assert caught.value.errno == (errno.EHOSTUNREACH if LINUX >= (5, 18) else errno.EPERM)
 
 
 def test_what_is_not_a_service_is_untouched(lab: Lab) -> None:

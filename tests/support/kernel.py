@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pointsman import abi, host
 from pointsman.dump import first_place, more_places
@@ -35,6 +39,9 @@ from pointsman.values import (
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 SMALL = Sizes(services=1024, slots=2048, endpoints=1024, buckets=1024, overflow=64)
 _libc = ctypes.CDLL(None, use_errno=True)
+LINUX = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+#: What connect() and sendto() raise when programs refuse: the helper that says more is of 5.18.
+REFUSED: type[OSError] = ConnectionRefusedError if LINUX >= (5, 18) else PermissionError
 
 
 def lacking() -> str:
@@ -48,6 +55,12 @@ def lacking() -> str:
     except ImportError:
         return "bcc (python3-bpfcc)"
     return ""
+
+
+def needs_linux(major: int, minor: int, what: str) -> None:
+    """Skips on an older kernel; tests/vm/skips.py believes it there only."""
+    if (major, minor) > LINUX:
+        pytest.skip(f"needs Linux {major}.{minor} ({what})")
 
 
 def unshare(flags: int) -> None:
@@ -264,6 +277,8 @@ def child(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 __all__ = [
+    "LINUX",
+    "REFUSED",
     "SMALL",
     "TCP",
     "UDP",
@@ -273,6 +288,7 @@ __all__ = [
     "child",
     "entry",
     "lacking",
+    "needs_linux",
     "own_network",
     "run",
     "tcp_server",

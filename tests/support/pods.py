@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tests.support.kernel import own_network
+from tests.support.kernel import needs_linux, own_network
 
 _SO_NETNS_COOKIE, _SO_COOKIE = 71, 57  # include/uapi/asm-generic/socket.h
 _T = TypeVar("_T")
@@ -16,6 +16,7 @@ _T = TypeVar("_T")
 
 def netns_cookie() -> int:
     """Of the calling thread's network namespace."""
+    needs_linux(5, 14, "SO_NETNS_COOKIE")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
 

@@ -24,8 +24,8 @@ class Watched:
         self._path = path
         self._seen: Queue[bytes | None] = Queue()
         self._stop = threading.Event()
-        watch = ConfigWatch(path, self._look, quiet=0.02, rescan=3600)
-        self._thread = threading.Thread(target=watch.run, args=(self._stop,))
+        self.watch = ConfigWatch(path, self._look, quiet=0.02, rescan=3600)
+        self._thread = threading.Thread(target=self.watch.run, args=(self._stop,))
         self._thread.start()
 
     def _look(self) -> None:
@@ -105,6 +105,20 @@ def test_a_file_written_in_place_or_renamed_over_is_seen(
     (tmp_path / "config.yaml.new").write_text("three")
     (tmp_path / "config.yaml.new").rename(path)
     assert watched.next() == b"three"
+
+
+def test_who_asks_has_it_read_again_though_nothing_changed_and_hears_when_that_is_done(
+    tmp_path: Path, watch: Callable[[Path], Watched]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("one")
+    watched = watch(path)
+    assert watched.next() == b"one"
+    done = threading.Event()
+    watched.watch.refresh(done.set)
+    assert done.wait(WAIT)
+    assert watched.next() == b"one"
+    assert watched.end() == []
 
 
 def test_a_file_that_goes_and_comes_back_is_told_of(

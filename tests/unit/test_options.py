@@ -30,6 +30,7 @@ class Recorder:
     def __call__(self, settings: Settings, *_: Any, **__: Any) -> Recorder:
         self.settings = settings
         self.listeners: list[Any] = []
+        self.rereaders: list[Any] = []
         return self
 
     def run(self) -> None:

@@ -209,7 +209,7 @@ def test_wrong_usage_is_exit_code_2(
 
 @pytest.mark.parametrize(
     "command",
-    ["get svc", "explain 10.96.0.1:80", "map list", "map dump load", "status"],
+    ["get svc", "explain 10.96.0.1:80", "map list", "map dump load", "status", "takeover"],
 )
 def test_commands_say_that_nothing_is_loaded(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -220,7 +220,9 @@ def test_commands_say_that_nothing_is_loaded(
     assert getattr(result.exception, "exit_code", None) == 11
 
 
-@pytest.mark.parametrize("command", ["get", "describe", "explain", "status", "verify", "map"])
+@pytest.mark.parametrize(
+    "command", ["get", "describe", "explain", "status", "verify", "takeover", "map"]
+)
 def test_every_command_shows_examples(command: str) -> None:
     assert "pointsman " + command in CliRunner().invoke(cli, [command, "--help"]).output
 

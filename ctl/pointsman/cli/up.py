@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import ipaddress
 import logging
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import click
 
-from pointsman import host, state
+from pointsman import host, state, systemd
 from pointsman.agent import Agent, Listener, Source
 from pointsman.cli import cluster, configure, options, packets, policies
 from pointsman.config.reload import apply
@@ -158,7 +159,8 @@ def up(verbose: bool, **params: Any) -> None:
     the foreground.
 
     Stopping it (SIGTERM, Ctrl-C, a crash) leaves the kernel balancing with the last state:
-    'pointsman unload' is what ends that.
+    'pointsman unload' is what ends that. SIGHUP has the configuration file and the manifests read
+    again.
 
     \b
     Examples:
@@ -169,7 +171,13 @@ def up(verbose: bool, **params: Any) -> None:
         pointsman up --kubernetes --kubeconfig /etc/kubernetes/kubelet.conf
         pointsman up --kubernetes --config /etc/pointsman/config
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    journal = systemd.journal_handler()
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        handlers=[journal] if journal else None,
+    )
+    # A watchdog ends what is stuck by SIGABRT: then the log says where each thread stood.
+    faulthandler.enable(2)
     log_level(verbose=verbose)
     host.require_root()
     context = click.get_current_context()
@@ -182,6 +190,11 @@ def up(verbose: bool, **params: Any) -> None:
         agent.listeners += [listener(agent) for listener in listeners]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
+        if isinstance(source, ManifestSource):
+            agent.rereaders.append(source.refresh)
+        if follower:
+            agent.rereaders.append(follower.refresh)
+        signal.signal(signal.SIGHUP, lambda *_: agent.reload())
         agent.run()
     if agent.failed:
         raise PointsmanError(f"{agent.failed}; see the log")
@@ -282,11 +295,16 @@ class _Follower:
 
     def __init__(self, path: Path, context: click.Context, settings: Settings) -> None:
         self._path = path
+        self._watch = ConfigWatch(path, lambda: self._put(self._read()))
         self._context = context
         self._settings = settings
 
     def run(self, put: Callable[[Reconfigured], None], stop: threading.Event) -> None:
-        ConfigWatch(self._path, lambda: put(self._read())).run(stop)
+        self._put = put
+        self._watch.run(stop)
+
+    def refresh(self, done: Callable[[], None]) -> None:
+        self._watch.refresh(done)
 
     def _read(self) -> Reconfigured:
         command, parent = self._context.command, self._context.parent

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pointsman.config import mounted
 from pointsman.config.configuration import BadConfiguration
-from pointsman.dirwatch import DirectoryWatch
+from pointsman.dirwatch import DirectoryWatch, Requests
 
 log = logging.getLogger("pointsman.agent")
 
@@ -37,6 +37,12 @@ class ConfigWatch:
         self._path = path
         self._on_change = on_change
         self._quiet, self._rescan = quiet, rescan
+        self._requests = Requests()
+
+    def refresh(self, done: Callable[[], None]) -> None:
+        """Has `on_change` called though nothing may have changed, and then `done`, by the thread
+        that runs this."""
+        self._requests.add(done)
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`, which is noticed within a quarter of a second."""
@@ -52,12 +58,15 @@ class ConfigWatch:
                 woken = wake.event.wait(0.25)
                 if wake.follow() and wake.problem:
                     log.warning("%s", wake.problem)
-                if woken or time.monotonic() - looked >= self._rescan:
+                requests = self._requests.take()
+                if woken or requests or time.monotonic() - looked >= self._rescan:
                     self._settle(wake.event, stop)
                     now, looked = self._look(), time.monotonic()
-                    if now != known:
+                    if now != known or requests:
                         known = now
                         self._on_change()
+                for done in requests:
+                    done()
 
     def _look(self) -> tuple[Path, bytes] | str:
         """What is there, or why nothing is."""

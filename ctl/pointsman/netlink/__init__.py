@@ -69,6 +69,16 @@ def local_addresses() -> frozenset[Address]:
     return addresses() - frozenset(_LOOPBACK)
 
 
+def ipvs_addresses() -> frozenset[Address] | None:
+    """The VIPs that kube-proxy's IPVS mode has on its dummy device; None without that device."""
+    try:
+        index = socket.if_nametoindex(_IPVS_DEVICE)
+    except OSError:
+        return None
+    with Netlink(socket.NETLINK_ROUTE) as route:
+        return frozenset(each.address for each in assigned(route) if each.index == index)
+
+
 def watch_addresses(changed: Callable[[frozenset[Address]], None], stop: threading.Event) -> None:
     """Calls `changed` with all local addresses, at start and whenever one comes or goes."""
     known: frozenset[Address] | None = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pointsman import explain
 from pointsman.pins import Pins
@@ -14,11 +13,10 @@ from pointsman.values import (
     PROTOCOL_NAMES,
     PROTOCOLS,
     Frontend,
-    PortName,
     to_address,
     to_text,
 )
-from pointsman.view import View
+from pointsman.view import Glance
 from tests.cluster.compare.answers import (
     ALONE,
     CLIENTS,
@@ -40,29 +38,11 @@ _CLIENTS = {HOST: explain.HOST, POD: explain.ELSEWHERE}
 assert set(_CLIENTS) == set(CLIENTS)
 
 
-class _View(View):
-    """What is the same for every question is read once."""
-
-    def names(self) -> dict[int, PortName]:
-        return self._names
-
-    def settings(self) -> dict[str, Any]:
-        return self._settings
-
-    @cached_property
-    def _names(self) -> dict[int, PortName]:
-        return super().names()
-
-    @cached_property
-    def _settings(self) -> dict[str, Any]:
-        return super().settings()
-
-
 class Maps:
     """The maps under `bpffs` as they are now. A context manager."""
 
     def __init__(self, bpffs: Path) -> None:
-        self._view = _View(Pins(bpffs).require_current().maps)
+        self._view = Glance(Pins(bpffs).require_current().maps)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,1 @@
+"""What a kube-proxy on this node has programmed into the kernel, read to be compared."""
