@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import lzma
 import os
 import re
@@ -55,8 +56,9 @@ def root() -> Path:
     ]
     digest = hashlib.sha256("\n".join(wanted).encode())
     # scripts/setup makes a .venv anew for any other pyproject.toml.
-    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup", Path(__file__)):
+    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup"):
         digest.update(path.read_bytes())
+    digest.update(_how(_make_root, _file_system))
     where = packages.cache() / f"root-{digest.hexdigest()[:12]}"
     _once(where, lambda fresh: _make_root(fresh, wanted))
     return where
@@ -95,7 +97,8 @@ def _make_root(fresh: Path, wanted: list[str]) -> None:
 
 def kernel(name: str, busybox: Path) -> Kernel:
     release, archives = packages.kernel(name)
-    digest = hashlib.sha256((_HERE / "init").read_bytes() + Path(__file__).read_bytes())
+    how = _how(_make_kernel, _make_initrd, _with_needs, _file_system) + repr(_EARLY).encode()
+    digest = hashlib.sha256((_HERE / "init").read_bytes() + how)
     where = packages.cache() / f"kernel-{release}-{digest.hexdigest()[:8]}"
     _once(where, lambda fresh: _make_kernel(fresh, release, archives, busybox))
     return Kernel(name, release, where / "vmlinuz", where / "modules.img", where / "initrd")
@@ -149,6 +152,11 @@ def _with_needs(modules: Path, name: str) -> list[Path]:
     if not found:
         return []
     return [modules / path for path in [*reversed(found[2].split()), found[1]]]
+
+
+def _how(*functions: Callable[..., object]) -> bytes:
+    """What is made otherwise is another thing; the rest of this file may change."""
+    return "".join(map(inspect.getsource, functions)).encode()
 
 
 def _file_system(tree: Path, image: Path, size: int) -> None:
