@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from pointsman import abi, bpf
-from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SET_RETVAL, SWEEP, Hook
+from pointsman.hooks import (
+    COARSE_CLOCK,
+    DEVICE_HOOKS,
+    FEATURES,
+    HELPERS,
+    HOOKS,
+    NO_PACKETS,
+    SET_RETVAL,
+    SWEEP,
+    Hook,
+)
 from pointsman.loading import PACKETS
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -65,6 +75,8 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         text = abi.source(directory, packets=True)
         if not text:
             return {"kind": "NoCompiler", "error": f"{directory} has no packets.c"}
+        if not bpf.has_helper(*COARSE_CLOCK):
+            return {"kind": "KernelTooOld", "error": NO_PACKETS}
         return _module(bcc, text, request, (("HAVE_PACKETS",),), [*DEVICE_HOOKS, SWEEP])
     wanted = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
     # Compiling takes longest: what needs a helper that is not there is not tried.

@@ -91,4 +91,6 @@ def test_what_is_lost_is_logged_at_the_load(
 def test_packets_are_served_or_the_version_is_named(lab: Lab) -> None:
     loaded = lab.pins.load(packets=True)
     assert loaded.packets or LINUX < (6, 1), loaded.packets_error
+    if LINUX < (5, 12):
+        assert "there from Linux 5.12 on" in loaded.packets_error
     assert loaded.packets or "known to load on Linux 6.1" in loaded.packets_error

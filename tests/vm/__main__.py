@@ -24,6 +24,8 @@ SMOKE = (
     *("tests/kernel/test_node_ports.py", "tests/kernel/packets/test_forward.py"),
 )
 _AT_ONCE = 2
+#: The environment of the tests: compiling takes minutes there.
+_INSIDE = {"POINTSMAN_LOAD_TIMEOUT": "900"}
 
 
 def main() -> int:
@@ -67,7 +69,7 @@ def _run(names: list[str], command: list[str], given: argparse.Namespace) -> int
     logs = packages.cache() / "logs" / f"{now:%Y-%m-%d-%H%M%S}"
     logs.mkdir(parents=True)
     tar = logs / "tree.tar"
-    machine.tree(tar, command, {})
+    machine.tree(tar, command, _INSIDE)
     how = {"tcg": machine.TCG, "kvm": machine.KVM}.get(given.accel) or machine.accelerator(
         kernels[0], root, logs
     )
