@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import lzma
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -29,7 +30,6 @@ TREE = Path(__file__).parents[2]
 #: Where the tree is inside; .venv is made there with the root and refers to it.
 INSIDE = "/srv/pointsman"
 _HERE = Path(__file__).parent
-_RELEASE = "bookworm"  # the oldest one that scripts/setup knows
 #: What it takes to mount the root; crc32c is asked for by ext4 by name only.
 _EARLY = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay")
 
@@ -55,16 +55,19 @@ def root() -> Path:
         "editables",  # hatchling asks for it when it makes an editable install
     ]
     digest = hashlib.sha256("\n".join(wanted).encode())
+    # This machine's own: wheels that its pip chooses and programs that its bcc compiled fit there.
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    digest.update(release.encode())
     # scripts/setup makes a .venv anew for any other pyproject.toml.
     for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup"):
         digest.update(path.read_bytes())
     digest.update(_how(_make_root, _file_system))
     where = packages.cache() / f"root-{digest.hexdigest()[:12]}"
-    _once(where, lambda fresh: _make_root(fresh, wanted))
+    _once(where, lambda fresh: _make_root(fresh, release, wanted))
     return where
 
 
-def _make_root(fresh: Path, wanted: list[str]) -> None:
+def _make_root(fresh: Path, release: str, wanted: list[str]) -> None:
     print("vm: making the root of the machines, some minutes", flush=True)
     wheels = fresh / "wheels"
     packages.run(
@@ -87,7 +90,7 @@ def _make_root(fresh: Path, wanted: list[str]) -> None:
         '--customize-hook=apt-config dump Acquire >"$1"/etc/apt/apt.conf.d/vm',
         f'--customize-hook=chroot "$1" sh -c {shlex.quote(inside)}',
         '--customize-hook=rm -r "$1"/wheels "$1"/etc/apt/apt.conf.d/vm',
-        *(_RELEASE, tree, f"deb {packages.archive()} {_RELEASE} main"),
+        *(release, tree, f"deb {packages.archive()} {release} main"),
     )
     shutil.copy(tree / "bin/busybox", fresh / "busybox")
     _file_system(tree, fresh / "root.img", 3 << 30)
