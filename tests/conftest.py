@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -25,24 +23,6 @@ settings.register_profile(
     derandomize=bool(os.environ.get("POINTSMAN_NO_SKIP")),
 )
 settings.load_profile("pointsman")
-
-
-_CACHE = "POINTSMAN_COMPILED"
-_made: list[str] = []
-
-
-def pytest_configure() -> None:
-    """What one test had compiled is there for all of the run, in every worker."""
-    if _CACHE not in os.environ:
-        _made.append(tempfile.mkdtemp(prefix="pointsman-cache-"))
-        os.environ[_CACHE] = _made[0]
-
-
-def pytest_unconfigure() -> None:
-    for directory in _made:
-        shutil.rmtree(directory, ignore_errors=True)
-        del os.environ[_CACHE]
-    _made.clear()
 
 
 @pytest.fixture(scope="session")
