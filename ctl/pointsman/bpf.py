@@ -417,8 +417,8 @@ class Map:
         return b"".join(bytes(values) for _, _, values in self.scan())
 
     def scan(self, room: int = _BATCH) -> Iterator[tuple[int, memoryview, memoryview]]:
-        """(count, keys, values), some `room` elements, by one syscall each where the kernel can (not
-        for per-CPU maps).
+        """(count, keys, values), some `room` elements and one syscall each where the kernel can
+        (not for per-CPU maps).
         Both views are of the same memory each time: what is to last has to be copied.
 
         Elements that come or go meanwhile may be missed or come twice.
