@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pointsman import abi, bpf, compilecache
 from pointsman.compiled import Compiled, Map, relocated
 from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SET_RETVAL, SWEEP, Hook
@@ -163,12 +165,13 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if not text:
             raise Failed("NoCompiler", f"{directory} has no packets.c")
-        found, used, failure = _first(request, text, variants, hooks, cached=True)
-        if found is None and used:
-            # Who is to read why wants the lines of the source, and what was kept may be to blame.
-            found, _, failure = _first(request, text, variants, hooks, cached=False)
-        if found is not None:
-            return {"features": list(found)}
+        # The second time, all is compiled: who is to read why wants the lines of the source.
+        for passing in (True, False):
+            found, failure = _first(request, text, variants, hooks, passing=passing)
+            if found is not None:
+                return {"features": list(found)}
+            if failure:
+                break
         return {"kind": "KernelTooOld", "error": failure}
     except Failed as error:
         return {"kind": error.kind, "error": str(error)}
@@ -183,31 +186,40 @@ def _first(
     variants: tuple[tuple[str, ...], ...],
     hooks: list[Hook],
     *,
-    cached: bool,
-) -> tuple[tuple[str, ...] | None, bool, str]:
-    """The first set of features that the kernel takes, or None; whether something came from the
-    cache, where it may; and why the last was refused."""
+    passing: bool,
+) -> tuple[tuple[str, ...] | None, str]:
+    """The first set of features that the kernel takes, or None and why it refused the last, "" if
+    that was not asked. `passing` those by that this kernel is known to have refused."""
     directory, definitions = Path(request["source"]), request["definitions"]
-    used, failure = False, ""
+    programs, maps = Path(request["programs"]), Path(request["maps"])
+    kernel = f"{platform.release()} {platform.version()}"
+    failure = ""
     for features in variants:
         given = flags(definitions, (*features, *request["features"]))
         key = compilecache.key(text, given, [hook.name for hook in hooks], directory)
-        module, known = None, compilecache.read(key) if cached else None
-        if known is None:
-            module = compiler(text, directory, given)
-            known = taken_from(module, hooks)
-            compilecache.write(key, known)
-        used |= module is None
         specs = abi.map_specs(definitions, features, directory)
+        kept = compilecache.read(key)
+        if kept and kept.refused_by == kernel:
+            if passing:
+                failure = ""
+                continue
+        elif kept:
+            # If it is refused, what made it may be to blame: another kernel's types.
+            with contextlib.suppress(Refused):
+                install(kept, hooks, specs, programs, maps)
+                return features, ""
+        module = compiler(text, directory, given)
+        fresh = taken_from(module, hooks)
+        compilecache.write(key, fresh)  # now: the verifier may not have the time to end
         try:
-            install(known, hooks, specs, Path(request["programs"]), Path(request["maps"]))
+            install(fresh, hooks, specs, programs, maps)
         except Refused as error:
+            compilecache.write(key, msgspec.structs.replace(fresh, refused_by=kernel))
             failure = str(error)
-            if module is not None:
-                _explain(module, hooks)
-            continue
-        return features, used, ""
-    return None, used, failure
+            _explain(module, hooks)
+        else:
+            return features, ""
+    return None, failure
 
 
 def _explain(module: Any, hooks: list[Hook]) -> None:
