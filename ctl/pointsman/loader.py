@@ -30,6 +30,8 @@ from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SET_RETVAL, 
 from pointsman.loading import PACKETS
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+#: Say nothing about what was to be loaded.
+_NO_VERDICT = (errno.EPERM, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 
 
 class Refused(Exception):
@@ -105,12 +107,13 @@ def install(
         numbers: dict[int, int] = {}
         made: dict[Path, int] = {}
         loaded: dict[str, int] = {}
+        for place, one in enumerate(compiled.maps):
+            if (maps / one.name).exists():
+                numbers[place] = own(bpf.obj_get(maps / one.name))
         try:
             types = own(bpf.btf_load(compiled.types)) if compiled.types else -1
             for place, one in enumerate(compiled.maps):
-                path = maps / one.name
-                if path.exists():
-                    numbers[place] = own(bpf.obj_get(path))
+                if place in numbers:
                     continue
                 spec = specs.get(one.name)
                 numbers[place] = own(
@@ -125,7 +128,7 @@ def install(
                     )
                 )
                 if spec:
-                    made[path] = numbers[place]
+                    made[maps / one.name] = numbers[place]
             for hook in hooks:
                 code = relocated(compiled.programs[hook.name], numbers)
                 kind, attach_type = hook.program_type, hook.attach_type
@@ -133,7 +136,7 @@ def install(
                     bpf.program_load(kind, hook.name, compiled.license, code, attach_type)
                 )
         except OSError as error:
-            if error.errno in (errno.EPERM, errno.ENOMEM):
+            if error.errno in _NO_VERDICT:
                 raise
             raise Refused(str(error)) from None
         for path, fd in made.items():
