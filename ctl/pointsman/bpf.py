@@ -20,6 +20,7 @@ from typing import Any
 
 BPF_F_RDONLY = 1 << 3
 _BATCH = 4096
+_SCHED_CLS = 3  # BPF_PROG_TYPE_…
 #: Of the kernel's own numbers: it has no batches for this type of map (an LPM trie before 5.13).
 _ENOTSUPP = 524
 #: A map that takes no more.
@@ -263,6 +264,22 @@ def program_load(kind: int, name: str, license: str, instructions: bytes, attach
         ctypes.byref(options),
     )
     return _check(result, f"load program {name}")
+
+
+def compares_and_swaps() -> bool:
+    """Whether programs may compare and swap, by trying."""
+    insns = (
+        struct.pack("=BBhi", 0xB7, 0x00, 0, 0),  # r0 = 0
+        struct.pack("=BBhi", 0x7B, 0x0A, -8, 0),  # *(u64 *)(r10 - 8) = r0
+        struct.pack("=BBhi", 0xDB, 0x0A, -8, 0xF1),  # r0 = cmpxchg(r10 - 8, r0, r0)
+        struct.pack("=BBhi", 0xB7, 0x00, 0, 0),
+        struct.pack("=BBhi", 0x95, 0x00, 0, 0),  # exit
+    )
+    try:
+        os.close(program_load(_SCHED_CLS, "swaps", "GPL", b"".join(insns), 0))
+    except OSError:
+        return False
+    return True
 
 
 def btf_load(data: bytes) -> int:

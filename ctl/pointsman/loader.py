@@ -172,9 +172,12 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         variants: tuple[tuple[str, ...], ...] = (("HAVE_PACKETS",),)
     else:
         hooks = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
-        # Compiling takes longest: what needs a helper that is not there is not tried.
-        without = () if bpf.has_helper(*SET_RETVAL) else ("HAVE_SET_RETVAL",)
-        variants = tuple(found for found in FEATURES if not set(without) & set(found))
+        # Compiling takes longest: what needs something that is known to lack is not tried.
+        there = {
+            "HAVE_SET_RETVAL": bpf.has_helper(*SET_RETVAL),
+            "HAVE_COMPARE_AND_SWAP": bpf.compares_and_swaps(),
+        }
+        variants = tuple(v for v in FEATURES if all(there.get(name, True) for name in v))
     try:
         if not text:
             raise Failed("NoCompiler", f"{directory} has no packets.c")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pointsman import bpf
 from pointsman.hooks import LOST
 from pointsman.observe import lacks
 from tests.support.kernel import LINUX, REFUSED, TCP, Lab, tcp_server, until
@@ -75,6 +76,10 @@ def test_status_says_what_this_kernel_lacks(kernel: None) -> None:
     said = " ".join(lacks())
     assert ("fail with EPERM" in said) == (LINUX < (5, 18))
     assert ("the bind guard and opt-outs of pods are off" in said) == (LINUX < (5, 14))
+
+
+def test_whether_programs_compare_and_swap_is_found_by_trying(kernel: None) -> None:
+    assert bpf.compares_and_swaps() == (LINUX >= (5, 12))
 
 
 def test_what_is_lost_is_logged_at_the_load(
