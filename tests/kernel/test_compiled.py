@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pointsman import abi, bpf, compilecache, compiled, errors, host, loader
+from pointsman import abi, bpf, btf, compilecache, compiled, errors, host, loader
 from pointsman.hooks import DEVICE_HOOKS, FEATURES, HOOKS, SWEEP
 from pointsman.pins import Loaded, Pins
 from tests.support.kernel import SMALL
@@ -66,10 +66,13 @@ def program(loaded: Loaded, name: str) -> bpf.ProgramInfo:
 
 
 def shape(info: bpf.MapInfo) -> tuple[object, ...]:
-    """All of a map but its number of elements, which the compiler's own does not have."""
-    ids = (info.btf_key_type_id, info.btf_value_type_id)
-    types = bpf.btf(info.btf_id) if ids != (0, 0) else b""
-    return (info.name, info.type, info.key_size, info.value_size, info.flags, ids, types)
+    """All of a map but its number of elements, which the compiler's own does not have. Types by
+    what they say: both modules have the maps of sockets, each with ids of its own."""
+    types: list[object] = []
+    if info.btf_value_type_id:
+        raw = bpf.btf(info.btf_id)
+        types = [btf.members(raw, i) for i in (info.btf_key_type_id, info.btf_value_type_id)]
+    return (info.name, info.type, info.key_size, info.value_size, info.flags, types)
 
 
 def test_what_is_loaded_is_what_bcc_itself_would_load(pins: Pins, place: Path) -> None:
