@@ -93,8 +93,8 @@ def test_what_is_lost_is_logged_at_the_load(
         assert any(LOST[name] in message for message in said) == (first > LINUX), (name, said)
 
 
-def test_packets_are_served_or_the_version_is_named(lab: Lab) -> None:
-    loaded = lab.pins.load(packets=True)
+def test_packets_are_served_or_the_version_is_named(fresh_lab: Callable[..., Lab]) -> None:
+    loaded = fresh_lab().pins.load(packets=True)
     assert loaded.packets or LINUX < (6, 1), loaded.packets_error
     if LINUX < (5, 12):
         assert "there from Linux 5.12 on" in loaded.packets_error
