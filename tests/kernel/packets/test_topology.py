@@ -21,7 +21,7 @@ from tests.cluster.network import inside
 from tests.kernel.packets.test_fragments import pieces
 from tests.kernel.packets.world import V4, V6
 from tests.support.kernel import lacking as lacking_kernel
-from tests.support.kernel import until
+from tests.support.kernel import needs_linux, until
 from tests.support.podserver import stream
 from tests.support.topology import CLIENT, NODE_PORT, PORT, VIP, Node, Topology, lacking
 
@@ -38,6 +38,7 @@ def built(
 ) -> Iterator[Topology]:
     if lack := lacking_kernel() or lacking():
         missing(lack)
+    needs_linux(5, 12, "compare-and-swap")
     with Lab("packets") as lab:
         made = Topology(lab, tmp_path_factory.mktemp("topology"))
         try:
