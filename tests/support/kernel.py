@@ -44,6 +44,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 #: What connect() and sendto() raise when programs refuse: the helper that says more is of 5.18.
 REFUSED: type[OSError] = ConnectionRefusedError if LINUX >= (5, 18) else PermissionError
 
+#: How programs are attached beside XDP.
+TC = "tcx" if LINUX >= (6, 6) else "clsact"
+
 
 def lacking() -> str:
     """What this machine lacks for kernel tests, "" if nothing."""
