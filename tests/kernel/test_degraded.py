@@ -75,6 +75,7 @@ def test_the_error_of_a_refused_connect_is_that_of_this_kernel(lab: Lab) -> None
 def test_status_says_what_this_kernel_lacks(kernel: None) -> None:
     said = " ".join(lacks())
     assert ("fail with EPERM" in said) == (LINUX < (5, 18))
+    assert ("programs compare and swap from" in said) == (LINUX < (5, 12))
     assert ("the bind guard and opt-outs of pods are off" in said) == (LINUX < (5, 14))
 
 
