@@ -121,7 +121,7 @@ class Pod:
         if self._own:
             network = namespace(self.node.lab, self._mark)
             self.addresses = self.node.site.plug_pod(network)
-        self.place = Place(network, self.node.pods if self._own else self.node.host)
+        self.place = Place(network, self.node.pods)
         log = self.node.lab.directory / f"pod-{self._mark}.log"
         for container in self._spec["containers"]:
             with log.open("ab") as out:

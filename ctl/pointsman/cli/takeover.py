@@ -102,7 +102,7 @@ def takeover(
         again.differences = [each for each in again.differences if each in judged.differences]
         judged = again
     ready = not judged.differences
-    steps = _steps(names, bpffs, run_dir, ready=ready)
+    steps = _steps(names, judged.rows, bpffs, run_dir, ready=ready)
     if form != "table":
         value = {
             "ready": ready,
@@ -243,12 +243,17 @@ def _unwell(
             yield Difference("devices", "", warning)
 
 
-def _steps(names: Names, bpffs: Path, run_dir: Path, *, ready: bool) -> list[retire.Step]:
-    status = observe(bpffs, run_dir, time.time()).status
-    node = (status.get("node") or {}).get("name") or policies.host_name()
+def _steps(
+    names: Names, rows: list[_Row], bpffs: Path, run_dir: Path, *, ready: bool
+) -> list[retire.Step]:
+    """None where something has to be mended first."""
+    seen, running = observe(bpffs, run_dir, time.time()), read.running()
+    node = (seen.status.get("node") or {}).get("name") or policies.host_name()
     if names is RETIRE:
-        return retire.retire(read.running(), node) if ready else []
-    return retire.back() if ready else retire.start(node)
+        return retire.retire(running, node, [(r.mode, r.family) for r in rows]) if ready else []
+    if ready:
+        return retire.back(read.agent(seen.pid))
+    return [] if running else retire.start(node)
 
 
 def _print(judged: _Judged, steps: list[retire.Step], names: Names, *, ready: bool) -> None:

@@ -127,7 +127,18 @@ def running() -> list[Running]:
             if not process.name.isdecimal() or (process / "comm").read_text().strip() != _NAME:
                 continue
             if (process / "ns/net").stat().st_ino == here:
-                cgroup = (process / "cgroup").read_text()
-                program = str((process / "exe").readlink())
-                found.append(running_as(int(process.name), cgroup, program))
+                found.append(_running(process))
     return found
+
+
+def agent(pid: int | None) -> Running | None:
+    """Pointsman's, if it runs."""
+    with contextlib.suppress(OSError):
+        return _running(Path("/proc", str(pid))) if pid else None
+    return None
+
+
+def _running(process: Path) -> Running:
+    program = str((process / "exe").readlink())
+    cgroup, environment = (process / "cgroup").read_text(), (process / "environ").read_bytes()
+    return running_as(int(process.name), cgroup, program, environment)
