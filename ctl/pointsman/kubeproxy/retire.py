@@ -158,7 +158,7 @@ def back(agent: Running | None) -> list[Step]:
     loaded = "'pointsman status' exits with 11; new connections go by kube-proxy's rules"
     ends = (
         "Open connections of this node's programs stay; those of clients outside that Pointsman "
-        "had taken end"
+        "had taken have a minute to end"
     )
     if agent and agent.in_pod:
         return [
@@ -169,7 +169,11 @@ def back(agent: Running | None) -> list[Step]:
                 loaded,
             )
         ]
-    steps = [Step(f"Take the programs out of the kernel. {ends}", ("pointsman unload",), loaded)]
+    steps = [
+        Step(
+            f"Take the programs out of the kernel. {ends}", ("pointsman unload --drain 60",), loaded
+        )
+    ]
     if agent:
         stop = f"systemctl disable --now {agent.unit}" if agent.unit else f"kill {agent.pid}"
         steps.insert(
