@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster.clients import Client, Loop
 from tests.cluster.cluster import Cluster
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.cluster
 NODE = "node-c"
 _NAMESPACE, _DAEMON_SET, _CLEANUP = "kube-system", "kube-proxy", "kube-proxy-cleanup"
 _LABEL = "pointsman_io__kube-proxy"
+_MANIFEST = Path(__file__).parents[2] / "deploy" / "kustomize" / "base" / "daemonset.yaml"
 _SILENT = ("--healthz-bind-address", "off", "--metrics-bind-address", "off")
 
 
@@ -141,6 +143,13 @@ def further(loop: Loop, than: int, by: str) -> bool:
     return pods.total() > than + 10 and (not by or pods[by] > 0)
 
 
+def confined() -> str:
+    """Puts a command into the capabilities of Pointsman's own pod."""
+    [container] = yaml.safe_load(_MANIFEST.read_text())["spec"]["template"]["spec"]["containers"]
+    kept = [f"+{name.lower()}" for name in container["securityContext"]["capabilities"]["add"]]
+    return f"setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,{','.join(kept)}"
+
+
 @pytest.mark.parametrize(
     ("mode", "in_pod"), [("nftables", False), ("iptables", True)], ids=["nftables", "iptables-pod"]
 )
@@ -172,6 +181,7 @@ def test_the_steps_lose_no_connect_in_either_direction(
     )
     rest, stop, look, clean = operator.ready()
     assert not first.stop().errors
+    operator.run(f"{confined()} pointsman takeover --cgroup {agent.node.cgroup}")
     traffic = Traffic(cluster, agent, web, pod)
     kept = client.open(web.ip, 80)
 

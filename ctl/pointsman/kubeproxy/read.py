@@ -115,7 +115,10 @@ def _run(*command: str, absent: str = "") -> str:
         return done.stdout
     if absent and absent in done.stderr:
         return ""
-    raise PointsmanError(f"{' '.join(command)}: {done.stderr.strip() or 'failed'}")
+    said = done.stderr.strip() or "failed"
+    if "ermission denied" in said or "not permitted" in said:
+        said += "; run this on the node itself, as root: a container may lack CAP_NET_RAW for it"
+    raise PointsmanError(f"{' '.join(command)}: {said}")
 
 
 def running() -> list[Running]:

@@ -61,7 +61,7 @@ def retire(found: Sequence[Running], node: str, rules: Rules) -> list[Step]:
             "Let connections end that are older than Pointsman's start, or restart the pods that "
             "keep some, UDP sockets above all; then wait two minutes more",
             (),
-            "what conntrack still has of Services is old, or ends soon",
+            "the last of them ended two minutes ago",
         ),
         _stop(found, node),
         Step(
