@@ -197,7 +197,7 @@ class Agent:
                 [*map(str, command), *options], self.node.place, stdout=log, stderr=log
             )
         if wait:
-            wait_for(self.attached, "an attached agent", 60, logs=partial(tail, self.log))
+            wait_for(self.attached, "an attached agent", 180, logs=partial(tail, self.log))
 
     def status(self) -> dict[str, Any]:
         try:
@@ -205,6 +205,12 @@ class Agent:
         except (OSError, ValueError):
             return {}
         return found
+
+    def complaint(self) -> str:
+        """What this process says of the API server; the file may be of one before it still."""
+        status = self.status()
+        ours = self.process is not None and status.get("pid") == self.process.pid
+        return str(status.get("source", {}).get("error") or "") if ours else ""
 
     def attached(self) -> bool:
         assert self.process
