@@ -100,11 +100,11 @@ def daemon_set(cluster: Cluster, space: Space, monkeypatch: pytest.MonkeyPatch) 
         api.apply(thing, namespace=_NAMESPACE)
 
     yield start
-    cluster.lab.run(["nft", "flush", "ruleset"], cluster.nodes[NODE].place)
     api.delete("DaemonSet", _DAEMON_SET, "apps/v1", _NAMESPACE)
     api.delete("Pod", _CLEANUP, namespace=_NAMESPACE, grace=0)
     cluster.nodes[NODE].label(**{_LABEL: None})
     wait_for(lambda: not system.pods(_DAEMON_SET), "its end", logs=cluster.plane.tail)
+    cluster.lab.run(["nft", "flush", "ruleset"], cluster.nodes[NODE].place)
 
 
 class Traffic:
