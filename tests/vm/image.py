@@ -84,7 +84,9 @@ def _make_root(fresh: Path, release: str, wanted: list[str]) -> None:
     inside = f"cd {INSIDE} && PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup --dev"
     tree = fresh / "root"
     packages.run(
-        *("mmdebstrap", "--mode=root", "--variant=minbase", "--include=busybox-static"),
+        # What it mounts goes with it, also when it is killed.
+        *("unshare", "--mount", "mmdebstrap"),
+        *("--mode=root", "--variant=minbase", "--include=busybox-static"),
         f"--customize-hook=mkdir -p {place} && cp -r {shlex.quote(str(part))}/. {place}",
         f'--customize-hook=cp -r {shlex.quote(str(wheels))} "$1"/wheels',
         '--customize-hook=apt-config dump Acquire >"$1"/etc/apt/apt.conf.d/vm',
