@@ -461,9 +461,9 @@ def test_unload_removes_everything_that_is_ours_and_nothing_else_also_when_run_t
 
 
 def test_what_was_unloaded_can_be_loaded_again(node: AgentProcess) -> None:
-    assert "compiled and pinned" in node.cli("load").stdout
+    assert "loaded and pinned" in node.cli("load").stdout
     assert "already pinned" in node.cli("load").stdout
     assert not (node.root / "links").exists(), "load attaches nothing"
     node.cli("unload")
     shutil.rmtree(node.run_dir)
-    assert "compiled and pinned" in node.cli("load").stdout
+    assert "loaded and pinned" in node.cli("load").stdout
