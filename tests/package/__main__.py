@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import shutil
+import os
 import sys
 import tempfile
 from pathlib import Path
 
+from pointsman import host
+from pointsman.pins import Pins
 from tests.kernel.test_upgrades import CHANGES
 from tests.vm import image, machine, packages
 
@@ -42,11 +44,14 @@ def main() -> int:
     )
     tar, log = logs / "tree.tar", logs / "node.log"
     with tempfile.TemporaryDirectory() as directory:
-        more = {}
+        work, more = Path(directory), {}
+        first = given.deb or build()
+        trees = [work / "1"]
+        packages.run("dpkg-deb", "-x", first, trees[0])
         if "debian" in scripts:
-            first, second = given.deb or build(), Path(directory) / "2.deb"
-            newer(first, second, Path(directory))
-            more = {"dist/1.deb": first, "dist/2.deb": second}
+            more = {"dist/1.deb": first, "dist/2.deb": newer(first, work)}
+            trees.append(work / "2")
+        more["compiled"] = compiled(trees, work / "compiled")
         commands = " && ".join(f"tests/package/{name}.sh" for name in scripts)
         machine.tree(tar, ["bash", "-c", commands], {}, more)
     print(f"package: {how}; {kernel.release}; log in {log}", flush=True)
@@ -65,9 +70,9 @@ def build() -> Path:
     return image.TREE / packages.run(image.TREE / "scripts/deb").strip()
 
 
-def newer(package: Path, to: Path, work: Path) -> None:
+def newer(package: Path, work: Path) -> Path:
     """The same with +1 behind its version, and maps of another layout: an upgrade replaces them."""
-    tree = work / "newer"
+    tree, made = work / "2", work / "2.deb"
     packages.run("dpkg-deb", "-R", package, tree)
     control = tree / "DEBIAN/control"
     lines = control.read_text().splitlines()
@@ -75,13 +80,39 @@ def newer(package: Path, to: Path, work: Path) -> None:
         "".join(f"{each}+1\n" if each.startswith("Version: ") else f"{each}\n" for each in lines)
     )
     for name, old, new in CHANGES["the layout"][0]:
-        [source] = tree.rglob(f"pointsman/bpf/{name}")
-        text = source.read_text()
+        path = sources(tree) / name
+        text = path.read_text()
         if text.count(old) != 1:
             raise packages.CannotRun(f"{name} does not have: {old}")
-        source.write_text(text.replace(old, new))
-    packages.run("dpkg-deb", "-Zgzip", "-z1", "-b", tree, to)
-    shutil.rmtree(tree)
+        path.write_text(text.replace(old, new))
+    packages.run("dpkg-deb", "-Zgzip", "-z1", "-b", tree, made)
+    return made
+
+
+def sources(tree: Path) -> Path:
+    """Of the programs, in a package that is unpacked."""
+    [found] = tree.rglob("site-packages/pointsman/bpf")
+    return found
+
+
+def compiled(trees: list[Path], to: Path) -> Path:
+    """What an emulated CPU would need minutes for. The programs for sockets of the first are not
+    there: what the unit is allowed must do for a compiler."""
+    os.environ["POINTSMAN_COMPILED"] = str(to)
+    root = Path(f"/sys/fs/bpf/pm_package_{os.getpid()}")
+    for tree in trees:
+        pins = Pins(root, source_directory=sources(tree))
+        host.mount_bpffs(root)
+        pins.prepare_root()
+        try:
+            pins.load(packets=False)
+            if tree is trees[0]:
+                for path in to.iterdir():
+                    path.unlink()
+            pins.load(packets=True)
+        finally:
+            pins.unload()
+    return to
 
 
 if __name__ == "__main__":
