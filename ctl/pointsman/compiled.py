@@ -30,12 +30,13 @@ class Map(msgspec.Struct, frozen=True):
 
 class Compiled(msgspec.Struct, frozen=True):
     """`programs` are instructions by name, in which a map is its place in `maps`; `types` is raw
-    BTF."""
+    BTF. `refused_by`: the kernel that did not take it when it was new, "" for none."""
 
     maps: tuple[Map, ...]
     programs: dict[str, bytes]
     types: bytes
     license: str
+    refused_by: str = ""
 
 
 def relocated(instructions: bytes, numbers: Mapping[int, int]) -> bytes:

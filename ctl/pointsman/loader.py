@@ -22,12 +22,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pointsman import abi, bpf, compilecache
 from pointsman.compiled import Compiled, Map, relocated
 from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SET_RETVAL, SWEEP, Hook
 from pointsman.loading import PACKETS
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+#: Say nothing about what was to be loaded.
+_NO_VERDICT = (errno.EPERM, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 
 
 class Refused(Exception):
@@ -103,12 +107,13 @@ def install(
         numbers: dict[int, int] = {}
         made: dict[Path, int] = {}
         loaded: dict[str, int] = {}
+        for place, one in enumerate(compiled.maps):
+            if (maps / one.name).exists():
+                numbers[place] = own(bpf.obj_get(maps / one.name))
         try:
             types = own(bpf.btf_load(compiled.types)) if compiled.types else -1
             for place, one in enumerate(compiled.maps):
-                path = maps / one.name
-                if path.exists():
-                    numbers[place] = own(bpf.obj_get(path))
+                if place in numbers:
                     continue
                 spec = specs.get(one.name)
                 numbers[place] = own(
@@ -123,7 +128,7 @@ def install(
                     )
                 )
                 if spec:
-                    made[path] = numbers[place]
+                    made[maps / one.name] = numbers[place]
             for hook in hooks:
                 code = relocated(compiled.programs[hook.name], numbers)
                 kind, attach_type = hook.program_type, hook.attach_type
@@ -131,7 +136,7 @@ def install(
                     bpf.program_load(kind, hook.name, compiled.license, code, attach_type)
                 )
         except OSError as error:
-            if error.errno in (errno.EPERM, errno.ENOMEM):
+            if error.errno in _NO_VERDICT:
                 raise
             raise Refused(str(error)) from None
         for path, fd in made.items():
@@ -163,12 +168,13 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if not text:
             raise Failed("NoCompiler", f"{directory} has no packets.c")
-        found, used, failure = _first(request, text, variants, hooks, cached=True)
-        if found is None and used:
-            # Who is to read why wants the lines of the source, and what was kept may be to blame.
-            found, _, failure = _first(request, text, variants, hooks, cached=False)
-        if found is not None:
-            return {"features": list(found)}
+        # The second time, all is compiled: who is to read why wants the lines of the source.
+        for passing in (True, False):
+            found, failure = _first(request, text, variants, hooks, passing=passing)
+            if found is not None:
+                return {"features": list(found)}
+            if failure:
+                break
         return {"kind": "KernelTooOld", "error": failure}
     except Failed as error:
         return {"kind": error.kind, "error": str(error)}
@@ -183,31 +189,40 @@ def _first(
     variants: tuple[tuple[str, ...], ...],
     hooks: list[Hook],
     *,
-    cached: bool,
-) -> tuple[tuple[str, ...] | None, bool, str]:
-    """The first set of features that the kernel takes, or None; whether something came from the
-    cache, where it may; and why the last was refused."""
+    passing: bool,
+) -> tuple[tuple[str, ...] | None, str]:
+    """The first set of features that the kernel takes, or None and why it refused the last, "" if
+    that was not asked. `passing` those by that this kernel is known to have refused."""
     directory, definitions = Path(request["source"]), request["definitions"]
-    used, failure = False, ""
+    programs, maps = Path(request["programs"]), Path(request["maps"])
+    kernel = f"{platform.release()} {platform.version()}"
+    failure = ""
     for features in variants:
         given = flags(definitions, (*features, *request["features"]))
         key = compilecache.key(text, given, [hook.name for hook in hooks], directory)
-        module, known = None, compilecache.read(key) if cached else None
-        if known is None:
-            module = compiler(text, directory, given)
-            known = taken_from(module, hooks)
-            compilecache.write(key, known)
-        used |= module is None
         specs = abi.map_specs(definitions, features, directory)
+        kept = compilecache.read(key)
+        if kept and kept.refused_by == kernel:
+            if passing:
+                failure = ""
+                continue
+        elif kept:
+            # If it is refused, what made it may be to blame: another kernel's types.
+            with contextlib.suppress(Refused):
+                install(kept, hooks, specs, programs, maps)
+                return features, ""
+        module = compiler(text, directory, given)
+        fresh = taken_from(module, hooks)
+        compilecache.write(key, fresh)  # now: the verifier may not have the time to end
         try:
-            install(known, hooks, specs, Path(request["programs"]), Path(request["maps"]))
+            install(fresh, hooks, specs, programs, maps)
         except Refused as error:
+            compilecache.write(key, msgspec.structs.replace(fresh, refused_by=kernel))
             failure = str(error)
-            if module is not None:
-                _explain(module, hooks)
-            continue
-        return features, used, ""
-    return None, used, failure
+            _explain(module, hooks)
+        else:
+            return features, ""
+    return None, failure
 
 
 def _explain(module: Any, hooks: list[Hook]) -> None:
