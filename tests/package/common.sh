@@ -52,7 +52,7 @@ network() {
     ip route add 10.96.0.0/12 dev lo
 }
 
-# NAME VIP PROTOCOL NODE_PORT
+# NAME VIP PROTOCOL NODE_PORT [ENDPOINT]
 service() {
     cat <<END_OF_SERVICE
 apiVersion: v1
@@ -68,7 +68,7 @@ kind: EndpointSlice
 metadata: {name: $1, labels: {kubernetes.io/service-name: $1}}
 addressType: IPv4
 ports: [{name: main, protocol: $3, port: 8080}]
-endpoints: [{addresses: [$POD]}]
+endpoints: [{addresses: [${5-$POD}]}]
 END_OF_SERVICE
 }
 
