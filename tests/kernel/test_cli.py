@@ -21,7 +21,7 @@ from pointsman.plan import pack_frontend
 from pointsman.values import TCP, UDP, Frontend, to_address
 from tests.support.agents import AgentProcess, endpoints, service
 from tests.support.completion import completions
-from tests.support.kernel import Cgroup, until
+from tests.support.kernel import REFUSED, Cgroup, until
 
 pytestmark = pytest.mark.kernel
 
@@ -382,7 +382,7 @@ def test_verify_names_a_frontend_that_is_missing_and_what_it_leaves_behind(
     }
     # With port 80 gone the wildcard is what answers: the program and `explain` agree.
     assert "refused" in damaged.cli("explain", f"{V4}:80", "-o", "json").stdout
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(REFUSED):
         socket.create_connection((V4, 80))
 
 

@@ -15,10 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pointsman import host
-from pointsman.pins import Pins
+from pointsman.hooks import FEATURES
+from pointsman.pins import Sizes
 from tests.kernel.test_upgrades import CHANGES
-from tests.vm import image, machine, packages
+from tests.vm import image, machine, packages, programs
 
 SCRIPTS = ("debian", "prefix")
 
@@ -51,7 +51,7 @@ def main() -> int:
         if "debian" in scripts:
             more = {"dist/1.deb": first, "dist/2.deb": newer(first, work)}
             trees.append(work / "2")
-        more["compiled"] = compiled(trees, work / "compiled")
+        more[".vm/compiled"] = compiled(trees, work / "compiled")
         commands = " && ".join(f"tests/package/{name}.sh" for name in scripts)
         machine.tree(tar, ["bash", "-c", commands], {}, more)
     print(f"package: {how}; {kernel.release}; log in {log}", flush=True)
@@ -99,19 +99,10 @@ def compiled(trees: list[Path], to: Path) -> Path:
     """What an emulated CPU would need minutes for. The programs for sockets of the first are not
     there: what the unit is allowed must do for a compiler."""
     os.environ["POINTSMAN_COMPILED"] = str(to)
-    root = Path(f"/sys/fs/bpf/pm_package_{os.getpid()}")
     for tree in trees:
-        pins = Pins(root, source_directory=sources(tree))
-        host.mount_bpffs(root)
-        pins.prepare_root()
-        try:
-            pins.load(packets=False)
-            if tree is trees[0]:
-                for path in to.iterdir():
-                    path.unlink()
-            pins.load(packets=True)
-        finally:
-            pins.unload()
+        programs.packets(sources(tree), Sizes())
+        if tree is not trees[0]:
+            programs.sockets(sources(tree), Sizes(), FEATURES[0])
     return to
 
 

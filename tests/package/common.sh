@@ -79,7 +79,7 @@ configure() {
     { cat "$shipped"; echo "devices: to-client"; } >/etc/pointsman/config.yaml
     service web "$VIP" TCP "$NODE_PORT" >/etc/pointsman/manifests/web.yaml
     install -d -m 700 /var/cache/pointsman
-    cp /srv/pointsman/compiled/* /var/cache/pointsman
+    cp /srv/pointsman/.vm/compiled/* /var/cache/pointsman
 }
 
 # An emulated CPU needs its time.

@@ -16,7 +16,7 @@ dpkg -i --force-confold "$PACKAGES/1.deb"
 systemctl is-enabled pointsman
 systemctl is-active pointsman || fail "not active"
 [[ $(ask) == hello ]] || fail "nobody answers at $VIP"
-(($(ls /var/cache/pointsman | wc -l) > $(ls /srv/pointsman/compiled | wc -l))) ||
+(($(ls /var/cache/pointsman | wc -l) > $(ls /srv/pointsman/.vm/compiled | wc -l))) ||
     fail "what was compiled is not kept"
 until_holds 600 healthy
 step "packets are served, too"

@@ -37,9 +37,10 @@ from pointsman.values import (
 )
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
-SMALL = Sizes(services=1024, slots=2048, endpoints=1024, buckets=1024, overflow=64)
-_libc = ctypes.CDLL(None, use_errno=True)
 LINUX = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+#: Before 5.12 all records are in the overflow map, and a namespace has a quarter of it.
+SMALL = Sizes(services=1024, slots=2048, endpoints=1024, buckets=1024, overflow=1024)
+_libc = ctypes.CDLL(None, use_errno=True)
 #: What connect() and sendto() raise when programs refuse: the helper that says more is of 5.18.
 REFUSED: type[OSError] = ConnectionRefusedError if LINUX >= (5, 18) else PermissionError
 
@@ -61,6 +62,12 @@ def needs_linux(major: int, minor: int, what: str) -> None:
     """Skips on an older kernel; tests/vm/skips.py believes it there only."""
     if (major, minor) > LINUX:
         pytest.skip(f"needs Linux {major}.{minor} ({what})")
+
+
+def needs_cpus() -> None:
+    """Skips where two programs can't run at once."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one CPU")
 
 
 def unshare(flags: int) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import lzma
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -30,7 +31,6 @@ TREE = Path(__file__).parents[2]
 #: Where the tree is inside; .venv is made there with the root and refers to it.
 INSIDE = "/srv/pointsman"
 _HERE = Path(__file__).parent
-_RELEASE = "bookworm"  # the oldest one that scripts/setup knows
 #: What it takes to mount the root; crc32c is asked for by ext4 by name only.
 _EARLY = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay")
 
@@ -56,15 +56,19 @@ def root() -> Path:
         "editables",  # hatchling asks for it when it makes an editable install
     ]
     digest = hashlib.sha256("\n".join(wanted).encode())
+    # This machine's own: wheels that its pip chooses and programs that its bcc compiled fit there.
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    digest.update(release.encode())
     # scripts/setup makes a .venv anew for any other pyproject.toml.
-    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup", Path(__file__)):
+    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup"):
         digest.update(path.read_bytes())
+    digest.update(_how(_make_root, _file_system))
     where = packages.cache() / f"root-{digest.hexdigest()[:12]}"
-    _once(where, lambda fresh: _make_root(fresh, wanted))
+    _once(where, lambda fresh: _make_root(fresh, release, wanted))
     return where
 
 
-def _make_root(fresh: Path, wanted: list[str]) -> None:
+def _make_root(fresh: Path, release: str, wanted: list[str]) -> None:
     print("vm: making the root of the machines, some minutes", flush=True)
     wheels = fresh / "wheels"
     packages.run(
@@ -87,7 +91,7 @@ def _make_root(fresh: Path, wanted: list[str]) -> None:
         '--customize-hook=apt-config dump Acquire >"$1"/etc/apt/apt.conf.d/vm',
         f'--customize-hook=chroot "$1" sh -c {shlex.quote(inside)}',
         '--customize-hook=rm -r "$1"/wheels "$1"/etc/apt/apt.conf.d/vm',
-        *(_RELEASE, tree, f"deb {packages.archive()} {_RELEASE} main"),
+        *(release, tree, f"deb {packages.archive()} {release} main"),
     )
     shutil.copy(tree / "bin/busybox", fresh / "busybox")
     _file_system(tree, fresh / "root.img", 3 << 30)
@@ -116,39 +120,43 @@ WantedBy=default.target
 def node() -> Path:
     """As `root`, for a machine that is a node; Python's wheels are in /wheels."""
     project = tomllib.loads((TREE / "pyproject.toml").read_text())
-    wheels = TREE / "vagrant/wheels.py"
-    wanted = repr((_NODE, _JOB, project["project"]["dependencies"], project["build-system"]))
-    digest = hashlib.sha256(wanted.encode() + wheels.read_bytes())
-    digest.update(inspect.getsource(_make_node).encode())
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    digest = hashlib.sha256(repr((_NODE, _JOB, wanted, release)).encode())
+    digest.update(_how(_make_node, _file_system))
     where = packages.cache() / f"node-{digest.hexdigest()[:12]}"
-    _once(where, lambda fresh: _make_node(fresh, wheels))
+    _once(where, lambda fresh: _make_node(fresh, release, wanted))
     return where
 
 
-def _make_node(fresh: Path, wheels: Path) -> None:
+def _make_node(fresh: Path, release: str, wanted: list[str]) -> None:
     print("vm: making the root of a node, some minutes", flush=True)
-    packages.run(wheels, fresh / "wheels")
-    (fresh / "job.service").write_text(_JOB)
-    units, tree = '"$1"/etc/systemd/system', fresh / "root"
+    wheels, job, tree = fresh / "wheels", fresh / "job.service", fresh / "root"
+    packages.run(
+        *(TREE / ".venv/bin/python", "-m", "pip", "download", "-q", "--only-binary=:all:"),
+        *("-d", wheels, *wanted),
+    )
+    job.write_text(_JOB)
     packages.run(
         *("mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(_NODE)}"),
-        f'--customize-hook=cp -r {shlex.quote(str(fresh / "wheels"))} "$1"/wheels',
-        f"--customize-hook=cp {shlex.quote(str(fresh / 'job.service'))} {units}",
+        f'--customize-hook=cp -r {shlex.quote(str(wheels))} "$1"/wheels',
+        f'--customize-hook=cp {shlex.quote(str(job))} "$1"/etc/systemd/system',
         '--customize-hook=chroot "$1" systemctl enable job.service',
         # It would have the terminal on which the log is written.
         '--customize-hook=chroot "$1" systemctl mask serial-getty@ttyS0.service',
         f'--customize-hook=mkdir -p "$1"{INSIDE}',
-        *(_RELEASE, tree, f"deb {packages.archive()} {_RELEASE} main"),
+        *(release, tree, f"deb {packages.archive()} {release} main"),
     )
     shutil.copy(tree / "bin/busybox", fresh / "busybox")
     _file_system(tree, fresh / "root.img", 3 << 30)
-    shutil.rmtree(tree)
-    shutil.rmtree(fresh / "wheels")
+    for each in (tree, wheels):
+        shutil.rmtree(each)
 
 
 def kernel(name: str, busybox: Path) -> Kernel:
     release, archives = packages.kernel(name)
-    digest = hashlib.sha256((_HERE / "init").read_bytes() + Path(__file__).read_bytes())
+    how = _how(_make_kernel, _make_initrd, _with_needs, _file_system) + repr(_EARLY).encode()
+    digest = hashlib.sha256((_HERE / "init").read_bytes() + how)
     where = packages.cache() / f"kernel-{release}-{digest.hexdigest()[:8]}"
     _once(where, lambda fresh: _make_kernel(fresh, release, archives, busybox))
     return Kernel(name, release, where / "vmlinuz", where / "modules.img", where / "initrd")
@@ -202,6 +210,11 @@ def _with_needs(modules: Path, name: str) -> list[Path]:
     if not found:
         return []
     return [modules / path for path in [*reversed(found[2].split()), found[1]]]
+
+
+def _how(*functions: Callable[..., object]) -> bytes:
+    """What is made otherwise is another thing; the rest of this file may change."""
+    return "".join(map(inspect.getsource, functions)).encode()
 
 
 def _file_system(tree: Path, image: Path, size: int) -> None:
