@@ -144,7 +144,9 @@ for each in json.load(sys.stdin):
     bpftool -j link show | python3 -c 'import json, sys
 for each in json.load(sys.stdin):
     print("link", each["type"])'
-    tc qdisc show | grep -w 'clsact\|ingress' || true
+    # Before Linux 6.6: the filters; the qdisc that they are in may be others', and stays.
+    tc filter show dev to-client ingress 2>/dev/null || true
+    tc filter show dev to-client egress 2>/dev/null || true
     ip link show | grep -w xdp || true
     systemctl list-unit-files --no-legend 'pointsman*'
     [[ -z $(cat /proc/sys/net/ipv4/ip_local_reserved_ports) ]] || echo "reserved ports"

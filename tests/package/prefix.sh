@@ -11,6 +11,7 @@ nothing_left
 make install
 [[ $(systemctl is-active pointsman) == inactive ]] || fail "somebody started it"
 configure
+cp /srv/pointsman/.vm/sockets/* /var/cache/pointsman
 patience
 systemctl daemon-reload
 
