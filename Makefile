@@ -40,8 +40,8 @@ test-package: root setup-vm ## install below a directory; install, upgrade and p
 test-vagrant: root ## a VM with Pointsman on it, by Vagrant and libvirt, with the kernel tests inside (root; ARGS for a part of them)
 	@ARGS='$(subst ','\'',$(ARGS))' vagrant/test
 
-test-kernels: root setup-vm ## kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel in QEMU (KERNELS="5.10 6.1" ARGS="-k …")
-	$(PYTHON) -m tests.vm $(KERNELS) $(if $(ARGS),-- $(ARGS))
+test-kernels: root setup-vm ## kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel in QEMU (KERNELS="5.10 6.1" ARGS="-k …" MINUTES=60)
+	$(PYTHON) -m tests.vm $(KERNELS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ARGS),-- $(ARGS))
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench

@@ -75,6 +75,7 @@ def test_the_error_of_a_refused_connect_is_that_of_this_kernel(lab: Lab) -> None
 def test_status_says_what_this_kernel_lacks(kernel: None) -> None:
     said = " ".join(lacks())
     assert ("fail with EPERM" in said) == (LINUX < (5, 18))
+    assert ("programs compare and swap from" in said) == (LINUX < (5, 12))
     assert ("the bind guard and opt-outs of pods are off" in said) == (LINUX < (5, 14))
 
 
@@ -93,8 +94,8 @@ def test_what_is_lost_is_logged_at_the_load(
         assert any(LOST[name] in message for message in said) == (first > LINUX), (name, said)
 
 
-def test_packets_are_served_or_the_version_is_named(lab: Lab) -> None:
-    loaded = lab.pins.load(packets=True)
+def test_packets_are_served_or_the_version_is_named(fresh_lab: Callable[..., Lab]) -> None:
+    loaded = fresh_lab().pins.load(packets=True)
     assert loaded.packets or LINUX < (6, 1), loaded.packets_error
     if LINUX < (5, 12):
         assert "there from Linux 5.12 on" in loaded.packets_error

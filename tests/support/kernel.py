@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pointsman import abi, host
-from pointsman.dump import first_place, more_places
+from pointsman.dump import Place, first_place, more_places
 from pointsman.maps import Maps, apply, take_over
 from pointsman.objects import Ref
 from pointsman.pins import Loaded, Pins, Sizes
@@ -43,6 +43,9 @@ SMALL = Sizes(services=1024, slots=2048, endpoints=1024, buckets=1024, overflow=
 _libc = ctypes.CDLL(None, use_errno=True)
 #: What connect() and sendto() raise when programs refuse: the helper that says more is of 5.18.
 REFUSED: type[OSError] = ConnectionRefusedError if LINUX >= (5, 18) else PermissionError
+
+#: How programs are attached beside XDP.
+TC = "tcx" if LINUX >= (6, 6) else "clsact"
 
 
 def lacking() -> str:
@@ -211,12 +214,18 @@ class Lab:
 
     def peer_of(self, cookie: int) -> str:
         """The endpoint that a socket was translated to, as its record says."""
+        for owner, record in self._places():
+            if owner == cookie:
+                return endpoint_text(record["peer"], socket.ntohs(record["peer_port"]))
+        raise LookupError(f"socket {cookie} has no record")
+
+    def _places(self) -> Iterator[Place]:
         for name, read in (("sockets", first_place), ("sockets_more", more_places)):
             for _, value in self.maps.map(name).items():
-                for owner, record in read(value):
-                    if owner == cookie:
-                        return endpoint_text(record["peer"], socket.ntohs(record["peer_port"]))
-        raise LookupError(f"socket {cookie} has no record")
+                yield from read(value)
+        overflow = abi.layouts()["overflow"]
+        for key, value in self.maps.map("sockets_overflow").items():
+            yield int.from_bytes(key, sys.byteorder), overflow.decode(value)["record"]
 
     def records(self) -> int:
         """Sockets that have a record."""

@@ -22,8 +22,9 @@ from tests.vm import image, machine, packages
 
 #: What runs without arguments.
 SMOKE = (
-    *("tests/kernel/test_sockets.py", "tests/kernel/test_counts.py", "tests/kernel/test_abi.py"),
-    *("tests/kernel/test_node_ports.py", "tests/kernel/packets/test_forward.py"),
+    *("tests/kernel/test_degraded.py", "tests/kernel/test_bpf_maps.py", "tests/kernel/test_abi.py"),
+    *("tests/kernel/test_sockets.py", "tests/kernel/test_node_ports.py"),
+    "tests/kernel/packets/test_forward.py",
 )
 _AT_ONCE = 2
 #: The environment of the tests: what is not compiled yet takes minutes there.
