@@ -33,7 +33,7 @@ test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, 
 	$(PYTHON) -m tests.cluster.build
 	$(PYTHON) -m pytest -m cluster
 
-test-package: root setup-dev ## install below a directory; the Debian package's life in a machine (root, QEMU, debhelper)
+test-package: root setup-vm ## install below a directory; install, upgrade and purge in a machine with systemd (root, QEMU, debhelper)
 	$(PYTHON) -m pytest -m package
 	$(PYTHON) -m tests.package
 

@@ -20,6 +20,7 @@ from pointsman.hooks import HOOKS
 from pointsman.plan import pack_frontend
 from pointsman.values import TCP, UDP, Frontend, to_address
 from tests.support.agents import AgentProcess, endpoints, service
+from tests.support.completion import completions
 from tests.support.kernel import REFUSED, Cgroup, until
 
 pytestmark = pytest.mark.kernel
@@ -440,6 +441,27 @@ def test_status_is_1_and_names_the_hook_whose_link_was_removed(damaged: AgentPro
 
 
 # -- bpftool -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("get services ", ["dns", "empty", "web", "web6"]),
+        ("get endpoints we", ["web", "web6"]),
+        ("get frontends -n default e", ["empty"]),
+        ("get frontends -n other ", []),
+        ("get services default/w", ["default/web", "default/web6"]),
+        ("describe service d", ["dns"]),
+        ("get services -n ", ["default"]),
+        ("trace --service ", ["default/dns", "default/empty", "default/web", "default/web6"]),
+        ("map dump sk", ["skipped_netns"]),
+    ],
+)
+def test_a_shell_is_offered_the_names_in_the_maps(
+    dead: AgentProcess, words: str, expected: list[str]
+) -> None:
+    found = completions("bash", f"pointsman {words}", POINTSMAN_BPFFS=str(dead.root))
+    assert found == expected
 
 
 @pytest.mark.parametrize(

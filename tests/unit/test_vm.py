@@ -58,7 +58,7 @@ def test_what_the_host_compiled_goes_into_the_machine(tmp_path: Path) -> None:
     compiled = tmp_path / "compiled"
     compiled.mkdir(mode=0o700)
     (compiled / "one.programs").touch(mode=0o600)
-    tree(tmp_path / "tree.tar", ["true", "a b"], {"HOW": "so so"}, compiled)
+    tree(tmp_path / "tree.tar", ["true", "a b"], {"HOW": "so so"}, {".vm/compiled": compiled})
     with tarfile.open(tmp_path / "tree.tar") as archive:
         # The loader trusts no other modes.
         assert archive.getmember(".vm/compiled").mode & 0o777 == 0o700

@@ -75,7 +75,7 @@ def _run(names: list[str], command: list[str], given: argparse.Namespace) -> int
     logs = packages.cache() / "logs" / f"{now:%Y-%m-%d-%H%M%S}"
     logs.mkdir(parents=True)
     tar = logs / "tree.tar"
-    machine.tree(tar, command, _INSIDE, _compiled())
+    machine.tree(tar, command, _INSIDE, {".vm/compiled": _compiled()})
     how = {"tcg": machine.TCG, "kvm": machine.KVM}.get(given.accel) or machine.accelerator(
         kernels[0], root, logs
     )

@@ -1,6 +1,7 @@
 """What a machine boots from: one root for all kernels, and each kernel's modules.
 
     <cache>/root-<key>/root.img, busybox      Debian with all that `scripts/setup --dev` installs
+    <cache>/node-<key>/root.img, busybox      Debian with systemd, where a package may be installed
     <cache>/kernel-<release>/vmlinuz, modules.img, initrd
 
 Everything is read-only to the machines, so any number may run from it.
@@ -97,6 +98,60 @@ def _make_root(fresh: Path, release: str, wanted: list[str]) -> None:
     shutil.copy(tree / "bin/busybox", fresh / "busybox")
     _file_system(tree, fresh / "root.img", 3 << 30)
     for each in (tree, part, wheels):
+        shutil.rmtree(each)
+
+
+#: A node before Pointsman comes: systemd, and what the Debian package and `make install` need.
+_NODE = (
+    *("systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "busybox-static", "make"),
+    *("python3", "python3-bpfcc", "python3-systemd", "python3-venv", "libbpf1", "libatomic1"),
+    *("linux-libc-dev", "bash-completion", "bpftool"),
+)
+# systemd starts what runs in the other machines as their first process.
+_JOB = f"""[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+ExecStart=/bin/sh {INSIDE}/tests/vm/guest
+TimeoutStartSec=infinity
+[Install]
+WantedBy=default.target
+"""
+
+
+def node() -> Path:
+    """As `root`, for a machine that is a node; Python's wheels are in /wheels."""
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    digest = hashlib.sha256(repr((_NODE, _JOB, wanted, release)).encode())
+    digest.update(_how(_make_node, _file_system))
+    where = packages.cache() / f"node-{digest.hexdigest()[:12]}"
+    _once(where, lambda fresh: _make_node(fresh, release, wanted))
+    return where
+
+
+def _make_node(fresh: Path, release: str, wanted: list[str]) -> None:
+    print("vm: making the root of a node, some minutes", flush=True)
+    wheels, job, tree = fresh / "wheels", fresh / "job.service", fresh / "root"
+    packages.run(
+        *(TREE / ".venv/bin/python", "-m", "pip", "download", "-q", "--only-binary=:all:"),
+        *("-d", wheels, *wanted),
+    )
+    job.write_text(_JOB)
+    packages.run(
+        *("mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(_NODE)}"),
+        f'--customize-hook=cp -r {shlex.quote(str(wheels))} "$1"/wheels',
+        f'--customize-hook=cp {shlex.quote(str(job))} "$1"/etc/systemd/system',
+        '--customize-hook=chroot "$1" systemctl enable job.service',
+        # It would have the terminal on which the log is written.
+        '--customize-hook=chroot "$1" systemctl mask serial-getty@ttyS0.service',
+        f'--customize-hook=mkdir -p "$1"{INSIDE}',
+        *(release, tree, f"deb {packages.archive()} {release} main"),
+    )
+    shutil.copy(tree / "bin/busybox", fresh / "busybox")
+    _file_system(tree, fresh / "root.img", 3 << 30)
+    for each in (tree, wheels):
         shutil.rmtree(each)
 
 

@@ -30,10 +30,13 @@ class Result:
 
 
 def tree(
-    to: Path, command: Sequence[str], environment: Mapping[str, str], compiled: Path | None = None
+    to: Path,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    more: Mapping[str, Path] | None = None,
 ) -> None:
-    """A tar archive of this tree as it is, with what to run in it. Git says what belongs to it.
-    `compiled`: a directory of compiled programs to go with it."""
+    """A tar archive of this tree as it is, with what to run in it. Git says what belongs to it;
+    `more` are files and directories besides, by their names in it."""
     names = run("git", "-C", TREE, "ls-files", "-co", "--exclude-standard", "-z").split("\0")
     lines = [f"date -s @{time.time():.0f} >/dev/null"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
@@ -42,8 +45,8 @@ def tree(
         for name in filter(None, names):
             if (TREE / name).exists():
                 archive.add(TREE / name, name, recursive=False)
-        if compiled:
-            archive.add(compiled, ".vm/compiled")
+        for name, path in (more or {}).items():
+            archive.add(path, name)
         arguments = tarfile.TarInfo(".vm/arguments")
         arguments.size = len(text)
         archive.addfile(arguments, io.BytesIO(text))

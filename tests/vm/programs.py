@@ -21,11 +21,19 @@ _VARIANTS = (FEATURES[0], FEATURES[-1])
 
 def main() -> None:
     directory = abi.source_directory()
-    helpers = [hook for hook in HELPERS if hook.name != "merge_load"]  # that is for upgrades
     for sizes in (Sizes(), SMALL, SIZES):
         for features in _VARIANTS:
-            _keep(directory, sizes, features, [*HOOKS, *helpers])
-        _keep(directory, sizes, ("HAVE_PACKETS",), [*DEVICE_HOOKS, SWEEP])
+            sockets(directory, sizes, features)
+        packets(directory, sizes)
+
+
+def sockets(source: Path, sizes: Sizes, features: tuple[str, ...]) -> None:
+    helpers = [hook for hook in HELPERS if hook.name != "merge_load"]  # that is for upgrades
+    _keep(source, sizes, features, [*HOOKS, *helpers])
+
+
+def packets(source: Path, sizes: Sizes) -> None:
+    _keep(source, sizes, ("HAVE_PACKETS",), [*DEVICE_HOOKS, SWEEP])
 
 
 def _keep(directory: Path, sizes: Sizes, features: tuple[str, ...], hooks: list[Hook]) -> None:
