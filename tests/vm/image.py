@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import lzma
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ TREE = Path(__file__).parents[2]
 #: Where the tree is inside; .venv is made there with the root and refers to it.
 INSIDE = "/srv/pointsman"
 _HERE = Path(__file__).parent
+_WHEELS = TREE / "vagrant/wheels.py"
 _RELEASE = "bookworm"  # the oldest one that scripts/setup knows
 #: What it takes to mount the root; crc32c is asked for by ext4 by name only.
 _EARLY = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay")
@@ -46,29 +47,26 @@ class Kernel:
 
 def root() -> Path:
     """The directory of root.img and busybox; made (some minutes) if it is not there."""
-    project = tomllib.loads((TREE / "pyproject.toml").read_text())
-    wanted = [
-        *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["dev"],
-        *project["build-system"]["requires"],
-        "editables",  # hatchling asks for it when it makes an editable install
-    ]
-    digest = hashlib.sha256("\n".join(wanted).encode())
-    # scripts/setup makes a .venv anew for any other pyproject.toml.
-    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup", Path(__file__)):
-        digest.update(path.read_bytes())
-    where = packages.cache() / f"root-{digest.hexdigest()[:12]}"
-    _once(where, lambda fresh: _make_root(fresh, wanted))
+    where = packages.cache() / f"root-{key(_how(_make_root, _file_system))}"
+    _once(where, _make_root)
     return where
 
 
-def _make_root(fresh: Path, wanted: list[str]) -> None:
-    print("vm: making the root of the machines, some minutes", flush=True)
+def key(more: bytes) -> str:
+    """Another one when `debian` would make another tree, or what is done with it is another."""
+    digest = hashlib.sha256()
+    # scripts/setup makes a .venv anew for any other pyproject.toml.
+    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup", _WHEELS):
+        digest.update(path.read_bytes())
+    digest.update(_how(debian) + more)
+    return digest.hexdigest()[:12]
+
+
+def debian(fresh: Path, include: Iterable[str]) -> Path:
+    """The tree of a Debian with these packages and all that `scripts/setup --dev` installs, in
+    `fresh`. INSIDE is there, with nothing that is used but its .venv."""
     wheels = fresh / "wheels"
-    packages.run(
-        *(TREE / ".venv/bin/python", "-m", "pip", "download", "-q", "--only-binary=:all:"),
-        *("-d", wheels, "pip", *wanted),
-    )
+    packages.run(TREE / ".venv/bin/python", _WHEELS, wheels)
     # What pip makes of the project is a link to INSIDE: these files are enough for it.
     part = fresh / "tree"
     for name in ("pyproject.toml", "README.md", "scripts/setup", "ctl/pointsman/__init__.py"):
@@ -79,7 +77,10 @@ def _make_root(fresh: Path, wanted: list[str]) -> None:
     inside = f"cd {INSIDE} && PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup --dev"
     tree = fresh / "root"
     packages.run(
-        *("mmdebstrap", "--mode=root", "--variant=minbase", "--include=busybox-static"),
+        # What it mounts is gone with it, however it ends.
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
+        *("mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(include)}"),
+        *(f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "man", "locale")),
         f"--customize-hook=mkdir -p {place} && cp -r {shlex.quote(str(part))}/. {place}",
         f'--customize-hook=cp -r {shlex.quote(str(wheels))} "$1"/wheels',
         '--customize-hook=apt-config dump Acquire >"$1"/etc/apt/apt.conf.d/vm',
@@ -87,15 +88,23 @@ def _make_root(fresh: Path, wanted: list[str]) -> None:
         '--customize-hook=rm -r "$1"/wheels "$1"/etc/apt/apt.conf.d/vm',
         *(_RELEASE, tree, f"deb {packages.archive()} {_RELEASE} main"),
     )
+    for each in (part, wheels):
+        shutil.rmtree(each)
+    return tree
+
+
+def _make_root(fresh: Path) -> None:
+    print("vm: making the root of the machines, some minutes", flush=True)
+    tree = debian(fresh, ["busybox-static"])
     shutil.copy(tree / "bin/busybox", fresh / "busybox")
     _file_system(tree, fresh / "root.img", 3 << 30)
-    for each in (tree, part, wheels):
-        shutil.rmtree(each)
+    shutil.rmtree(tree)
 
 
 def kernel(name: str, busybox: Path) -> Kernel:
     release, archives = packages.kernel(name)
-    digest = hashlib.sha256((_HERE / "init").read_bytes() + Path(__file__).read_bytes())
+    how = _how(_make_kernel, _make_initrd, _with_needs, _file_system) + repr(_EARLY).encode()
+    digest = hashlib.sha256((_HERE / "init").read_bytes() + how)
     where = packages.cache() / f"kernel-{release}-{digest.hexdigest()[:8]}"
     _once(where, lambda fresh: _make_kernel(fresh, release, archives, busybox))
     return Kernel(name, release, where / "vmlinuz", where / "modules.img", where / "initrd")
@@ -151,13 +160,19 @@ def _with_needs(modules: Path, name: str) -> list[Path]:
     return [modules / path for path in [*reversed(found[2].split()), found[1]]]
 
 
+def _how(*functions: Callable[..., object]) -> bytes:
+    """What is made otherwise is another thing; the rest of this file may change."""
+    return "".join(map(inspect.getsource, functions)).encode()
+
+
 def _file_system(tree: Path, image: Path, size: int) -> None:
     """ext2: nothing of it is newer than the oldest kernel, and nobody writes to it."""
-    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    packages.run(
-        *("mke2fs", "-q", "-t", "ext2", "-m", "0", "-d", tree, image, f"{size >> 10}k"),
-        env=environment,
-    )
+    mke2fs("-t", "ext2", "-m", "0", "-d", tree, image, f"{size >> 10}k")
+
+
+def mke2fs(*arguments: str | Path) -> None:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    packages.run("mke2fs", "-q", *arguments, env={**os.environ, "PATH": path})
 
 
 def _once(where: Path, make: Callable[[Path], None]) -> None:
