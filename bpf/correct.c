@@ -38,8 +38,7 @@ int set_generation(struct xdp_md *ctx)
 struct previous_load {
 	__u8 value[PREVIOUS_LOAD_SIZE];
 };
-BPF_TABLE_PINNED("array", __u32, struct previous_load, previous_load, PREVIOUS_LOAD_ENTRIES,
-		 PINS "/previous_load", BPF_F_MMAPABLE);
+MAP(array, previous_load, __u32, struct previous_load, PREVIOUS_LOAD_ENTRIES, BPF_F_MMAPABLE);
 
 /*
  * After an upgrade that needed a new `load`: what the old programs counted is added to what the new

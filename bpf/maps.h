@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The maps: MAP(type, name, key, value, entries, flags), read by the agent as well. The loader
- * defines PINS (the directory) and the MAX_… sizes, and refuses a pin that differs from this.
+ * defines the MAX_… sizes; it pins each map, and refuses a pin that differs from this.
  */
 #ifndef POINTSMAN_MAPS_H
 #define POINTSMAN_MAPS_H
 
+/* The compiler's own map is thrown away, so it is a small one: the loader makes that of `entries`. */
 #define MAP(type, name, key, value, entries, flags) \
-	BPF_TABLE_PINNED(#type, key, value, name, entries, PINS "/" #name, flags)
+	BPF_F_TABLE(#type, key, value, name, (entries) ? 1 : 0, flags)
 
-/* As bcc's own for a ring buffer, which it can't pin. */
+/* As bcc's own for a ring buffer, with its size in bytes; the compiler's is a page of any kernel. */
 #define RINGBUF(name, bytes) \
 	struct name##_table_t { \
 		int key; \
@@ -21,8 +22,8 @@
 		__u64 (*ringbuf_query)(__u64); \
 		__u32 max_entries; \
 	}; \
-	__attribute__((section("maps/ringbuf:" PINS "/" #name))) \
-	struct name##_table_t name = { .max_entries = (bytes) }
+	__attribute__((section("maps/ringbuf"))) \
+	struct name##_table_t name = { .max_entries = (bytes) ? 65536 : 0 }
 
 /* What a lookup reads. The arrays are mapped by the agent, so an update is a store, no syscall. */
 MAP(array, marks, __u32, __u64, MAX_MARKS, BPF_F_MMAPABLE);

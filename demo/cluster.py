@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,7 @@ class Cluster:
                     *("--state-dir", self.lab.directory / "state"),
                 ),
                 self.node,
+                env={"POINTSMAN_COMPILED": str(self.lab.directory / "compiled"), **os.environ},
                 stdout=log,
                 stderr=log,
             )

@@ -65,6 +65,14 @@ class _LinkOpts(ctypes.Structure):
     _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32)]
 
 
+class _ProgramOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+    ]
+
+
 class _RunOpts(ctypes.Structure):
     _fields_ = [
         ("sz", ctypes.c_size_t),
@@ -115,6 +123,7 @@ class MapInfo:
     flags: int
     name: str
     btf_id: int
+    btf_key_type_id: int
     btf_value_type_id: int
 
 
@@ -122,9 +131,9 @@ def map_info(fd: int) -> MapInfo:
     raw = _info(fd)
     kind, ident, key, value, entries, flags, name = struct.unpack_from("=6I16s", raw)
     # ifindex, btf_vmlinux_value_type_id, netns_dev, netns_ino stand between the name and the BTF.
-    btf, _key_type, value_type = struct.unpack_from("=III", raw, 64)
+    types = struct.unpack_from("=III", raw, 64)
     text = name.split(b"\0")[0].decode()
-    return MapInfo(kind, ident, key, value, entries, flags, text, btf, value_type)
+    return MapInfo(kind, ident, key, value, entries, flags, text, *types)
 
 
 def btf(btf_id: int) -> bytes:
@@ -237,11 +246,38 @@ def run(program: int, data: bytes) -> int:
     return int(options.retval)
 
 
+def program_load(kind: int, name: str, license: str, instructions: bytes, attach_type: int) -> int:
+    """A program (BPF_PROG_TYPE_…, BPF_…) that the verifier takes; `instructions` have file
+    descriptors of maps."""
+    options = _ProgramOpts(ctypes.sizeof(_ProgramOpts), 0, attach_type)
+    result = _libbpf.bpf_prog_load(
+        kind,
+        name.encode(),
+        license.encode(),
+        instructions,
+        ctypes.c_size_t(len(instructions) // 8),
+        ctypes.byref(options),
+    )
+    return _check(result, f"load program {name}")
+
+
+def btf_load(data: bytes) -> int:
+    """Raw type information, for maps to be created with."""
+    return _check(_libbpf.bpf_btf_load(data, ctypes.c_size_t(len(data)), None), "load BTF")
+
+
 def map_create(
-    kind: int, name: str, key: int, value: int, entries: int, inner: int = -1, flags: int = 0
+    kind: int,
+    name: str,
+    key: int,
+    value: int,
+    entries: int,
+    inner: int = -1,
+    flags: int = 0,
+    types: tuple[int, int, int] | None = None,
 ) -> int:
-    """A map of our own making, for what no program declares. `inner`: a map-in-map's template;
-    `flags`: BPF_F_… of creation."""
+    """A new map. `inner`: a map-in-map's template; `flags`: BPF_F_… of creation; `types`: BTF as a
+    file descriptor, and the ids of key and value in there."""
 
     class Options(ctypes.Structure):
         _fields_ = [
@@ -260,6 +296,8 @@ def map_create(
     options = Options(sz=ctypes.sizeof(Options), map_flags=flags)
     if inner >= 0:
         options.inner_map_fd = inner
+    if types:
+        options.btf_fd, options.btf_key_type_id, options.btf_value_type_id = types
     result = _libbpf.bpf_map_create(kind, name.encode(), key, value, entries, ctypes.byref(options))
     return _check(result, f"create map {name}")
 

@@ -91,7 +91,7 @@ class Loaded:
     """What `load` made or found. `previous`: what runs now, if that is another generation."""
 
     generation: Generation
-    compiled: bool
+    fresh: bool  # whether something of it had to be loaded and pinned
     previous: Generation | None = None
     rebuilt: tuple[str, ...] = ()  # maps that start empty, to be filled before anything flips
     packets: bool = False  # whether there are programs for packets, in generation.packets

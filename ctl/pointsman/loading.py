@@ -36,6 +36,8 @@ def load(module: str, request: Mapping[str, Any]) -> None:
     timeout = _timeout()
     for attempt in range(_ATTEMPTS):
         reply, told = _run({**request, "module": module}, timeout)
+        for level, text in reply.get("log", ()):
+            log.log(level, "%s programs: %s", module, text)
         if "error" not in reply:
             if module == SOCKETS:
                 for name in sorted(LOST.keys() - reply["features"]):

@@ -111,7 +111,7 @@ class Pins:
             os.close(fd)
 
     def fingerprint(self) -> str:
-        """Names a generation: equal source, sizes and kernel need no compiling."""
+        """Names a generation: equal source, sizes and kernel need no loading."""
         text = json.dumps(
             [
                 abi.source(self.source_directory),
@@ -185,8 +185,8 @@ class Pins:
         previous = self.current
         if previous == generation:
             previous = None
-        compiled = not self._complete(generation)
-        if compiled:
+        fresh = not self._complete(generation)
+        if fresh:
             generation.programs.mkdir(parents=True, exist_ok=True)
             generation.maps.mkdir(exist_ok=True)
             self._inherit(generation, previous)
@@ -201,7 +201,7 @@ class Pins:
             )
         elif self.current is None:
             self._point_to(generation)
-        loaded = Loaded(generation, compiled, previous, rebuilt)
+        loaded = Loaded(generation, fresh, previous, rebuilt)
         return self.load_packets(loaded) if packets else loaded
 
     def _specs(self, generation: Generation) -> dict[str, abi.MapSpec]:
@@ -314,7 +314,7 @@ class Pins:
                 unlike = self._unlike(generation, before, specs)
                 share(before, generation, specs.keys() - unlike.keys())
                 self._compile(generation, loading.PACKETS)
-                loaded = replace(loaded, compiled=True)
+                loaded = replace(loaded, fresh=True)
             self._check(generation, specs)
         except (errors.PointsmanError, OSError) as error:
             for path in self._packet_pins(generation) - there:

@@ -80,7 +80,7 @@ class Sync:
         """Loads the programs and reads the maps. Raises what `Pins.load` does."""
         self._loaded = self._pins.load(packets=self._settings.packets.wanted, later=True)
         name = self._loaded.generation.name
-        log.info("loaded generation=%s compiled=%s", name, self._loaded.compiled)
+        log.info("loaded generation=%s fresh=%s", name, self._loaded.fresh)
         self.maps = Maps(self._loaded.generation.maps, self._loaded.generation.programs)
         self._planner = self._new_planner()
 

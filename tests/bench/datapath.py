@@ -219,13 +219,10 @@ def hook(quick: bool) -> Any:
         import bcc
 
         from pointsman.hooks import HOOKS
-        from pointsman.loader import _flags
+        from pointsman.loader import flags
 
         os.environ["BCC_KERNEL_SOURCE"] = str(b.lab.pins.source_directory)
-        request = {"maps": "/nowhere", "definitions": {}, "features": []}
-        module = bcc.BPF(
-            text=b"#include <linux/bpf.h>\n" + EMPTY.encode(), cflags=_flags(request, ())
-        )
+        module = bcc.BPF(text=b"#include <linux/bpf.h>\n" + EMPTY.encode(), cflags=flags({}, ()))
         empty = module.load_func(b"empty", 18, None, 10)
         b.fill(10_000)
         cgroup = os.open(b.inside, os.O_RDONLY)

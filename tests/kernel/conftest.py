@@ -14,9 +14,8 @@ from pointsman.pins import Pins
 from tests.kernel.home import NODE_IP, NODE_IP6, OTHER_NODE, Everywhere, Home, device_address
 from tests.support.agents import AgentProcess, node_of
 from tests.support.kernel import Cgroup, Lab, lacking, own_network
-from tests.support.warm import as_new
 
-#: Those that start most agents with programs for packets, each of which is compiled.
+#: Those that start most agents with programs for packets, which the verifier takes long for.
 _LONGEST = ("test_loading", "test_upgrades", "test_devices", "test_offloads", "test_topology")
 _RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 
@@ -88,27 +87,18 @@ def changed_source(tmp_path: Path) -> Callable[..., Path]:
     return change
 
 
-@pytest.fixture(scope="session")
-def warm(kernel: None) -> Iterator[Path]:
-    """Where the nodes of all tests pin, one after the other."""
-    root = Path("/sys/fs/bpf") / f"pm_warm_{os.getpid()}"
-    yield root
-    if root.is_dir():
-        Pins(root).unload()
-        shutil.rmtree(root, ignore_errors=True)
-
-
 @pytest.fixture
-def node(warm: Path, tmp_path: Path) -> Iterator[AgentProcess]:
+def node(kernel: None, tmp_path: Path) -> Iterator[AgentProcess]:
     """A node without an agent yet; this process is in the cgroup that it will serve."""
     reserved = _RESERVED.read_text()
     cgroup = Cgroup(f"pm_node_{os.getpid()}")
     cgroup.enter()
-    agent = AgentProcess(tmp_path, cgroup.path, warm.name)
+    agent = AgentProcess(tmp_path, cgroup.path, cgroup.path.name)
     yield agent
     agent.end()
-    if warm.is_dir():
-        as_new(warm)
+    if agent.root.is_dir():
+        Pins(agent.root).unload()
+        shutil.rmtree(agent.root, ignore_errors=True)
     cgroup.close()
     _RESERVED.write_text(reserved)
 

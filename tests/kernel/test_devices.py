@@ -694,17 +694,17 @@ def test_packets_can_be_added_to_a_generation_that_runs_and_taken_out(kernel: No
         before = map_ids(sockets)
         assert not before.keys() & {"flows", "trace", "devices"}
         added = pins.load(packets=True)
-        assert (added.generation, added.compiled, added.packets) == (
+        assert (added.generation, added.fresh, added.packets) == (
             sockets.generation,
             True,
             True,
         )
         after = map_ids(added)
         assert before.items() < after.items()
-        assert not pins.load(packets=True).compiled
+        assert not pins.load(packets=True).fresh
         pins.drop_packets(added.generation)
         assert map_ids(added) == before
-        assert not pins.load().compiled
+        assert not pins.load().fresh
     finally:
         pins.unload()
 

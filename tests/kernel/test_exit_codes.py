@@ -203,10 +203,12 @@ def test_a_program_that_the_kernel_refuses_ends_with_6_and_the_verifiers_words(
     node: AgentProcess, changed_source: Callable[..., Path]
 ) -> None:
     source = changed_source(("sock.c", "#define PROCEED 1", "#define PROCEED 7"))
-    done = node.cli("load", source=source, check=False)
-    first = sentence(done, 6, "R0")
-    assert "known to load on Linux 6.1 and newer" in first
-    assert_nothing_left(node)
+    # What was kept of the first time tells no less.
+    for _ in range(2):
+        done = node.cli("load", source=source, check=False)
+        first = sentence(done, 6, "R0")
+        assert "known to load on Linux 6.1 and newer" in first
+        assert_nothing_left(node)
 
 
 def test_a_source_that_does_not_compile_ends_with_7_and_the_compilers_words(
@@ -461,9 +463,9 @@ def test_unload_removes_everything_that_is_ours_and_nothing_else_also_when_run_t
 
 
 def test_what_was_unloaded_can_be_loaded_again(node: AgentProcess) -> None:
-    assert "compiled and pinned" in node.cli("load").stdout
+    assert "loaded and pinned" in node.cli("load").stdout
     assert "already pinned" in node.cli("load").stdout
     assert not (node.root / "links").exists(), "load attaches nothing"
     node.cli("unload")
     shutil.rmtree(node.run_dir)
-    assert "compiled and pinned" in node.cli("load").stdout
+    assert "loaded and pinned" in node.cli("load").stdout

@@ -19,7 +19,7 @@ from pointsman.settings import Settings
 from pointsman.sweep import Round, Sweeper
 
 SETTINGS = replace(Settings(), packets=Packets(("eth0",)), bpffs=Path("/nowhere"))
-LOADED = Loaded(Generation(Path("/nowhere/g_1")), compiled=False)
+LOADED = Loaded(Generation(Path("/nowhere/g_1")), fresh=False)
 
 
 def refuse(*_: object) -> None:

@@ -10,10 +10,9 @@ import platform
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from pointsman import abi, host, loader
+from pointsman import abi, loader
 from pointsman.hooks import DEVICE_HOOKS, FEATURES, HOOKS, SWEEP, Hook
 from pointsman.pins import Sizes
 
@@ -43,27 +42,16 @@ def main() -> None:
     import bcc
 
     lines = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    root = Path("/sys/fs/bpf/pm_probe")
-    host.mount_bpffs(root)
-    root.mkdir(exist_ok=True)
     directory = abi.source_directory()
     os.environ["BCC_KERNEL_SOURCE"] = str(directory)
     print(f"Linux {platform.release()}")
-    for number, features in enumerate((*FEATURES, ("HAVE_PACKETS",))):
+    for features in (*FEATURES, ("HAVE_PACKETS",)):
         packets = "HAVE_PACKETS" in features
-        maps = root / str(number)
-        maps.mkdir(exist_ok=True)
-        request = {
-            "source": str(directory),
-            "maps": str(maps),
-            "definitions": Sizes().definitions(),
-            "features": [],
-        }
         began = time.monotonic()
         try:
             module = bcc.BPF(
                 text=abi.source(directory, packets=packets).encode(),
-                cflags=loader._flags(request, features),
+                cflags=loader.flags(Sizes().definitions(), features),
             )
         except Exception as error:
             print(f"{features}: not compiled: {error}", flush=True)

@@ -34,7 +34,7 @@ def load(devices: tuple[str, ...], bpffs: Path, run_dir: Path, **sizes: int) -> 
         loaded = pins.load(packets=bool(devices))
     finally:
         lock.release()
-    how = "compiled and pinned" if loaded.compiled else "already pinned"
+    how = "loaded and pinned" if loaded.fresh else "already pinned"
     click.echo(f"generation {loaded.generation.name}: {how} under {bpffs}")
     if loaded.packets_error:
         click.echo(loaded.packets_error, err=True)
