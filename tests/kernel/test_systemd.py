@@ -88,9 +88,11 @@ def test_it_is_ready_when_sockets_are_served_alive_then_and_says_that_it_stops(
 
 def test_a_reload_begins_and_ends(node: AgentProcess, supervisor: Supervisor) -> None:
     node.start()
+    supervisor.hears("READY=1")
     supervisor.forget()
     node.write("web.yaml", service("web", "10.96.0.7"))
     reload(node)
+    supervisor.hears("RELOADING=1")
     supervisor.hears("READY=1")
     heard = supervisor.listen()
     assert heard.index("RELOADING=1") < heard.index("READY=1")
