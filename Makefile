@@ -37,7 +37,7 @@ test-package: root setup-vm ## install below a directory; install, upgrade and p
 	$(PYTHON) -m pytest -m package
 	$(PYTHON) -m tests.package
 
-test-vagrant: root ## a VM with Pointsman on it, by Vagrant and libvirt, with the kernel tests inside (root; ARGS for a part of them)
+test-vagrant: root setup-dev ## a VM with Pointsman on it, by Vagrant and libvirt, with the kernel tests inside (root; ARGS for a part of them)
 	@ARGS='$(subst ','\'',$(ARGS))' vagrant/test
 
 test-kernels: root setup-vm ## kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel in QEMU (KERNELS="5.10 6.1" ARGS="-k …" MINUTES=60)

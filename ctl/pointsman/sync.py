@@ -213,7 +213,8 @@ class Sync:
     def _resolve(self, touched: set[Ref]) -> dict[Ref, tuple[Entry, ...]]:
         changed: dict[Ref, tuple[Entry, ...]] = {}
         context = self._surroundings.context
-        for ref in touched:
+        # In an order of its own: from nothing, the same state gets the same ids.
+        for ref in sorted(touched, key=lambda ref: (ref.kind != "Service", ref)):
             try:
                 if ref.kind == "Service":
                     self._look_at(ref)

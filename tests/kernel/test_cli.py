@@ -90,6 +90,14 @@ def items(node: AgentProcess, *arguments: str) -> list[dict[str, Any]]:
     return found
 
 
+def test_ids_are_given_in_the_order_of_names(dead: AgentProcess) -> None:
+    rows = sorted(items(dead, "map", "dump", "services"), key=lambda row: row["id"])
+    names = [row["name"] for row in rows if row["name"].startswith("default/")]
+    assert list(dict.fromkeys(names)) == [
+        *("default/dns:p", "default/empty:p", "default/web:p", "default/web6:p")
+    ]
+
+
 # -- get -----------------------------------------------------------------------------------------
 
 

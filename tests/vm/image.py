@@ -20,7 +20,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,33 +48,44 @@ class Kernel:
 
 def root() -> Path:
     """The directory of root.img and busybox; made (some minutes) if it is not there."""
-    project = tomllib.loads((TREE / "pyproject.toml").read_text())
-    wanted = [
-        *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["dev"],
-        *project["build-system"]["requires"],
-        "editables",  # hatchling asks for it when it makes an editable install
-    ]
-    digest = hashlib.sha256("\n".join(wanted).encode())
-    # This machine's own: wheels that its pip chooses and programs that its bcc compiled fit there.
-    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
-    digest.update(release.encode())
-    # scripts/setup makes a .venv anew for any other pyproject.toml.
-    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup"):
-        digest.update(path.read_bytes())
-    digest.update(_how(_make_root, _file_system))
-    where = packages.cache() / f"root-{digest.hexdigest()[:12]}"
-    _once(where, lambda fresh: _make_root(fresh, release, wanted))
+    where = packages.cache() / f"root-{key(_how(_make_root, _file_system))}"
+    _once(where, _make_root)
     return where
 
 
-def _make_root(fresh: Path, release: str, wanted: list[str]) -> None:
-    print("vm: making the root of the machines, some minutes", flush=True)
-    wheels = fresh / "wheels"
+def key(more: bytes) -> str:
+    """Another one when `debian` would make another tree, or what is done with it is another."""
+    digest = hashlib.sha256(_release().encode())
+    # scripts/setup makes a .venv anew for any other pyproject.toml.
+    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup"):
+        digest.update(path.read_bytes())
+    digest.update(_how(debian, _download) + more)
+    return digest.hexdigest()[:12]
+
+
+def _release() -> str:
+    """This machine's own: its pip's wheels and its bcc's programs fit there."""
+    return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+
+
+def _download(wheels: Path, extra: str, *more: str) -> None:
+    """What pip installs of the project, with these extras or "", and more."""
+    found = tomllib.loads((TREE / "pyproject.toml").read_text())
+    wanted = [*found["project"]["dependencies"], *found["build-system"]["requires"], *more]
+    if extra:
+        wanted += found["project"]["optional-dependencies"][extra]
     packages.run(
         *(TREE / ".venv/bin/python", "-m", "pip", "download", "-q", "--only-binary=:all:"),
-        *("-d", wheels, "pip", *wanted),
+        *("-d", wheels, *wanted),
     )
+
+
+def debian(fresh: Path, include: Iterable[str]) -> Path:
+    """The tree of a Debian with these packages and all that `scripts/setup --dev` installs, in
+    `fresh`. INSIDE is there, with nothing that is used but its .venv."""
+    wheels = fresh / "wheels"
+    # hatchling asks for editables when it makes an editable install.
+    _download(wheels, "dev", "pip", "editables")
     # What pip makes of the project is a link to INSIDE: these files are enough for it.
     part = fresh / "tree"
     for name in ("pyproject.toml", "README.md", "scripts/setup", "ctl/pointsman/__init__.py"):
@@ -85,20 +96,28 @@ def _make_root(fresh: Path, release: str, wanted: list[str]) -> None:
     inside = f"cd {INSIDE} && PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels scripts/setup --dev"
     tree = fresh / "root"
     packages.run(
-        # What it mounts goes with it, also when it is killed.
-        *("unshare", "--mount", "mmdebstrap"),
-        *("--mode=root", "--variant=minbase", "--include=busybox-static"),
+        # What it mounts is gone with it, however it ends.
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
+        *("mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(include)}"),
+        *(f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "man", "locale")),
         f"--customize-hook=mkdir -p {place} && cp -r {shlex.quote(str(part))}/. {place}",
         f'--customize-hook=cp -r {shlex.quote(str(wheels))} "$1"/wheels',
         '--customize-hook=apt-config dump Acquire >"$1"/etc/apt/apt.conf.d/vm',
         f'--customize-hook=chroot "$1" sh -c {shlex.quote(inside)}',
         '--customize-hook=rm -r "$1"/wheels "$1"/etc/apt/apt.conf.d/vm',
-        *(release, tree, f"deb {packages.archive()} {release} main"),
+        *(_release(), tree, f"deb {packages.archive()} {_release()} main"),
     )
+    for each in (part, wheels):
+        shutil.rmtree(each)
+    return tree
+
+
+def _make_root(fresh: Path) -> None:
+    print("vm: making the root of the machines, some minutes", flush=True)
+    tree = debian(fresh, ["busybox-static"])
     shutil.copy(tree / "bin/busybox", fresh / "busybox")
     _file_system(tree, fresh / "root.img", 3 << 30)
-    for each in (tree, part, wheels):
-        shutil.rmtree(each)
+    shutil.rmtree(tree)
 
 
 #: A node before Pointsman comes: systemd, and what the Debian package and `make install` need.
@@ -121,25 +140,21 @@ WantedBy=default.target
 
 def node() -> Path:
     """As `root`, for a machine that is a node; Python's wheels are in /wheels."""
-    project = tomllib.loads((TREE / "pyproject.toml").read_text())
-    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
-    digest = hashlib.sha256(repr((_NODE, _JOB, wanted, release)).encode())
-    digest.update(_how(_make_node, _file_system))
+    project = (TREE / "pyproject.toml").read_bytes()
+    digest = hashlib.sha256(repr((_NODE, _JOB, project, _release())).encode())
+    digest.update(_how(_make_node, _download, _file_system))
     where = packages.cache() / f"node-{digest.hexdigest()[:12]}"
-    _once(where, lambda fresh: _make_node(fresh, release, wanted))
+    _once(where, _make_node)
     return where
 
 
-def _make_node(fresh: Path, release: str, wanted: list[str]) -> None:
+def _make_node(fresh: Path) -> None:
     print("vm: making the root of a node, some minutes", flush=True)
     wheels, job, tree = fresh / "wheels", fresh / "job.service", fresh / "root"
-    packages.run(
-        *(TREE / ".venv/bin/python", "-m", "pip", "download", "-q", "--only-binary=:all:"),
-        *("-d", wheels, *wanted),
-    )
+    _download(wheels, "")
     job.write_text(_JOB)
     packages.run(
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
         *("mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(_NODE)}"),
         f'--customize-hook=cp -r {shlex.quote(str(wheels))} "$1"/wheels',
         f'--customize-hook=cp {shlex.quote(str(job))} "$1"/etc/systemd/system',
@@ -147,7 +162,7 @@ def _make_node(fresh: Path, release: str, wanted: list[str]) -> None:
         # It would have the terminal on which the log is written.
         '--customize-hook=chroot "$1" systemctl mask serial-getty@ttyS0.service',
         f'--customize-hook=mkdir -p "$1"{INSIDE}',
-        *(release, tree, f"deb {packages.archive()} {release} main"),
+        *(_release(), tree, f"deb {packages.archive()} {_release()} main"),
     )
     shutil.copy(tree / "bin/busybox", fresh / "busybox")
     _file_system(tree, fresh / "root.img", 3 << 30)
@@ -221,11 +236,12 @@ def _how(*functions: Callable[..., object]) -> bytes:
 
 def _file_system(tree: Path, image: Path, size: int) -> None:
     """ext2: nothing of it is newer than the oldest kernel, and nobody writes to it."""
-    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    packages.run(
-        *("mke2fs", "-q", "-t", "ext2", "-m", "0", "-d", tree, image, f"{size >> 10}k"),
-        env=environment,
-    )
+    mke2fs("-t", "ext2", "-m", "0", "-d", tree, image, f"{size >> 10}k")
+
+
+def mke2fs(*arguments: str | Path) -> None:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    packages.run("mke2fs", "-q", *arguments, env={**os.environ, "PATH": path})
 
 
 def _once(where: Path, make: Callable[[Path], None]) -> None:

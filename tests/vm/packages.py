@@ -45,7 +45,7 @@ def need(*programs: str) -> None:
         "qemu-system-x86_64": "qemu-system-x86",
         "busybox": "busybox-static",
         "mke2fs": "e2fsprogs",
-        "mmdebstrap": "mmdebstrap",
+        "qemu-img": "qemu-utils",
     }
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     lacking = [packages.get(name, name) for name in programs if not shutil.which(name, path=path)]
