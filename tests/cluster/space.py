@@ -198,8 +198,10 @@ class Space:
     def close(self) -> None:
         """Deletes the namespace; returns when its pods' processes have ended."""
         pods = self._running()
-        path = self.api.path("Pod", namespace=self.namespace)
-        self.api.request("DELETE", path, gracePeriodSeconds=0)
+        # The namespace's controller takes its time, and the next test may claim the same addresses.
+        for kind in ("Service", "Pod"):
+            path = self.api.path(kind, namespace=self.namespace)
+            self.api.request("DELETE", path, gracePeriodSeconds=0)
         for pod in pods:
             until(pod.gone.is_set, f"the end of {pod}")
         self.api.delete("Namespace", self.namespace)

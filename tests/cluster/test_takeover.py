@@ -250,7 +250,7 @@ def test_both_modes_of_kube_proxy_read_the_same(
         for old, new in ((one, other), (other, one)):
             found = compare(old, new, local, BACK)
             assert found.targets > 40
-            # What the test before had may be in the rules still; what two claim is either's.
+            # What two claim is either's.
             assert not [
                 each
                 for each in found.differences
