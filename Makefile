@@ -10,7 +10,7 @@ PREFIX ?= /opt/pointsman
 
 .NOTPARALLEL:
 .PHONY: help setup demo test check test-kernel test-cluster test-kernels test-package test-vagrant bench fmt clean \
-	install uninstall deb man lint types layers setup-dev root
+	install uninstall deb man lint types layers setup-dev setup-vm root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,15 +33,15 @@ test-cluster: root setup-dev ## the tests with a real Kubernetes control plane, 
 	$(PYTHON) -m tests.cluster.build
 	$(PYTHON) -m pytest -m cluster
 
-test-package: root setup-dev ## install below a directory; the Debian package's life in a machine (root, QEMU, debhelper)
+test-package: root setup-vm ## install below a directory; install, upgrade and purge in a machine with systemd (root, QEMU, debhelper)
 	$(PYTHON) -m pytest -m package
 	$(PYTHON) -m tests.package
 
 test-vagrant: root setup-dev ## a VM with Pointsman on it, by Vagrant and libvirt, with the kernel tests inside (root; ARGS for a part of them)
 	@ARGS='$(subst ','\'',$(ARGS))' vagrant/test
 
-test-kernels: root setup-dev ## kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel in QEMU (KERNELS="5.10 6.1" ARGS="-k …")
-	$(PYTHON) -m tests.vm $(KERNELS) $(if $(ARGS),-- $(ARGS))
+test-kernels: root setup-vm ## kernel tests on Debian's 5.10, 6.1, 6.12 and newest kernel in QEMU (KERNELS="5.10 6.1" ARGS="-k …" MINUTES=60)
+	$(PYTHON) -m tests.vm $(KERNELS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ARGS),-- $(ARGS))
 
 bench: root setup-dev ## the figures of speed and memory (root)
 	$(PYTHON) -m tests.bench
@@ -80,6 +80,9 @@ layers: setup-dev
 
 setup-dev:
 	@scripts/setup --dev
+
+setup-vm:
+	@scripts/setup --vm
 
 root:
 	@[ "$$(id -u)" -eq 0 ] || { echo "This loads eBPF programs and makes network namespaces: run it as root (sudo make …)."; exit 1; }

@@ -83,6 +83,11 @@ LOST = {
 }
 #: bpf_set_retval() by number, for a program of that type.
 SET_RETVAL = (_CGROUP_SOCK_ADDR, 187)
+#: bpf_ktime_get_coarse_ns() likewise: where it is not, nothing for packets need be compiled.
+COARSE_CLOCK = (_SCHED_CLS, 160)
+NO_PACKETS = (
+    "they need bpf_ktime_get_coarse_ns() and compare-and-swap, which are there from Linux 5.12 on"
+)
 
 #: Run by the agent with BPF_PROG_TEST_RUN, attached to nothing.
 HELPERS = (Hook("set_generation", _XDP, 37), Hook("merge_load", _XDP, 37))

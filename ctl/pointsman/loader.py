@@ -26,7 +26,17 @@ import msgspec
 
 from pointsman import abi, bpf, compilecache
 from pointsman.compiled import Compiled, Map, relocated
-from pointsman.hooks import DEVICE_HOOKS, FEATURES, HELPERS, HOOKS, SET_RETVAL, SWEEP, Hook
+from pointsman.hooks import (
+    COARSE_CLOCK,
+    DEVICE_HOOKS,
+    FEATURES,
+    HELPERS,
+    HOOKS,
+    NO_PACKETS,
+    SET_RETVAL,
+    SWEEP,
+    Hook,
+)
 from pointsman.loading import PACKETS
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -162,12 +172,17 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
         variants: tuple[tuple[str, ...], ...] = (("HAVE_PACKETS",),)
     else:
         hooks = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
-        # Compiling takes longest: what needs a helper that is not there is not tried.
-        without = () if bpf.has_helper(*SET_RETVAL) else ("HAVE_SET_RETVAL",)
-        variants = tuple(found for found in FEATURES if not set(without) & set(found))
+        # Compiling takes longest: what needs something that is known to lack is not tried.
+        there = {
+            "HAVE_SET_RETVAL": bpf.has_helper(*SET_RETVAL),
+            "HAVE_COMPARE_AND_SWAP": bpf.compares_and_swaps(),
+        }
+        variants = tuple(v for v in FEATURES if all(there.get(name, True) for name in v))
     try:
         if not text:
             raise Failed("NoCompiler", f"{directory} has no packets.c")
+        if packets and not bpf.has_helper(*COARSE_CLOCK):
+            raise Failed("KernelTooOld", NO_PACKETS)
         # The second time, all is compiled: who is to read why wants the lines of the source.
         for passing in (True, False):
             found, failure = _first(request, text, variants, hooks, passing=passing)

@@ -56,6 +56,8 @@ def lacks() -> Iterator[str]:
     """What this kernel can't do that a Service's user would notice."""
     if not bpf.has_helper(*SET_RETVAL):
         yield LOST["HAVE_SET_RETVAL"]
+    if not bpf.compares_and_swaps():
+        yield LOST["HAVE_COMPARE_AND_SWAP"]
     try:
         netns.cookie()
     except OSError as error:

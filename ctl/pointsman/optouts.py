@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -52,6 +53,10 @@ class OptOuts:
             try:
                 now = netns.found_in(wanted)
             except OSError as error:  # too many open files, say; what was found holds
+                if error.errno == errno.ENOPROTOOPT:
+                    log.warning("no pod can opt out on this kernel: %s", error)
+                    self._found({})  # devices wait for what the first search finds
+                    return
                 log.warning("opted-out pods are looked for again: %s", error)
                 continue
             if now != known:

@@ -103,9 +103,10 @@ class Rule:
 
 
 class FaultProxy:
-    """A context manager. Listens at the plane's address, on a port of its own, as `url`."""
+    """A context manager. Listens at the plane's address, as `url`. The port is none of those that
+    the kernel gives to clients: else one of them may have it when this listens again."""
 
-    def __init__(self, plane: ControlPlane, address: str = PLANE.v4, port: int = 0) -> None:
+    def __init__(self, plane: ControlPlane, address: str = PLANE.v4, port: int = 7443) -> None:
         self._network, self._address, self._port = plane.network, address, port
         self._upstream = ssl.create_default_context(cafile=str(plane.pki.authority))
         self._lock = threading.Lock()

@@ -32,7 +32,7 @@ class Node:
         self.site = network.add_site(name)
         self.addresses = self.site.addresses
         self.cgroup = self.lab.group(name)
-        self.host, self.pods = self.lab.group(f"{name}/host"), self.lab.group(f"{name}/pods")
+        self.host, self.pods = self.lab.group(f"{name}/host"), self.lab.group(f"{name}/kubepods")
         self.place = Place(self.site.namespace, self.host)
         self._api = api
         self._api.create(self._object())
@@ -84,21 +84,24 @@ class KubeProxy:
 
     def start(self, wait: bool = True, **settings: object) -> None:
         """`settings` are fields of KubeProxyConfiguration v1alpha1."""
-        self.config.write_text(yaml.safe_dump({**self._settings(), **settings}))
+        command = self.command(**settings)
         with self.log.open("ab") as log:
-            self._process = self.node.lab.start(
-                [self._program, f"--config={self.config}", "--v=1"],
-                self.node.place,
-                stdout=log,
-                stderr=log,
-            )
+            self._process = self.node.lab.start(command, self.node.place, stdout=log, stderr=log)
         if wait:
             wait_for(self.ready, "a kube-proxy", logs=partial(tail, self.log))
+
+    def command(self, **settings: object) -> list[str]:
+        """For a pod of this node, too."""
+        self.config.write_text(yaml.safe_dump({**self._settings(), **settings}))
+        return [str(self._program), f"--config={self.config}", "--v=1"]
 
     def ready(self) -> bool:
         """/healthz is 200 after the first sync."""
         assert self._process and self._process.poll() is None, tail(self.log)
         return self._get(10256, "/healthz")[0] == 200
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def metrics(self) -> str:
         return self._get(10249, "/metrics")[1]
@@ -194,7 +197,7 @@ class Agent:
                 [*map(str, command), *options], self.node.place, stdout=log, stderr=log
             )
         if wait:
-            wait_for(self.attached, "an attached agent", 60, logs=partial(tail, self.log))
+            wait_for(self.attached, "an attached agent", 180, logs=partial(tail, self.log))
 
     def status(self) -> dict[str, Any]:
         try:
@@ -202,6 +205,12 @@ class Agent:
         except (OSError, ValueError):
             return {}
         return found
+
+    def complaint(self) -> str:
+        """What this process says of the API server; the file may be of one before it still."""
+        status = self.status()
+        ours = self.process is not None and status.get("pid") == self.process.pid
+        return str(status.get("source", {}).get("error") or "") if ours else ""
 
     def attached(self) -> bool:
         assert self.process

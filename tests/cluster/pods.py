@@ -75,7 +75,7 @@ class Pod:
         """Its condition alone: the server goes on. As a readiness probe that fails."""
         self._patch({"conditions": _conditions(ready, "Ready", "ContainersReady")})
 
-    def terminate(self, grace: int = 30, wait: bool = True) -> None:
+    def terminate(self, grace: int = 300, wait: bool = True) -> None:
         """Deletes the Pod. `wait` is until it is gone, and not for one that drains."""
         self._api.delete("Pod", self.name, namespace=self.namespace, grace=grace)
         if wait and not self._drains:
@@ -121,7 +121,7 @@ class Pod:
         if self._own:
             network = namespace(self.node.lab, self._mark)
             self.addresses = self.node.site.plug_pod(network)
-        self.place = Place(network, self.node.pods if self._own else self.node.host)
+        self.place = Place(network, self.node.pods)
         log = self.node.lab.directory / f"pod-{self._mark}.log"
         for container in self._spec["containers"]:
             with log.open("ab") as out:

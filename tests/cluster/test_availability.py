@@ -71,11 +71,11 @@ class World:
 
     # -- looking -------------------------------------------------------------------------------
 
-    def wait(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 120) -> None:
         wait_for(condition, what, seconds, logs=partial(tail, self.agent.log, 30))
 
     def serves(self, service: Service, pod: Pod) -> bool:
-        return self.client.connect(service.ip, 80, timeout=1).pod == pod.name
+        return self.client.connect(service.ip, 80).pod == pod.name
 
     def held(self) -> str:
         """What the maps say of each Service."""
@@ -267,7 +267,9 @@ def test_a_start_without_an_api_server_serves_what_is_pinned_and_says_so(world: 
     world.agent.start(wait=False)
     assert world.agent.process
     pid = world.agent.process.pid
-    world.wait(lambda: world.agent.status().get("source", {}).get("error"), "an error in status")
+    world.wait(world.agent.complaint, "an error in status")
+    world.wait(lambda: ask(world.agent, 10256, "/livez")[0] == 200, "a live agent")
+    world.wait(lambda: ask(world.agent, 10249, "/metrics")[0] == 200, "metrics")
     source = world.agent.status()["source"]
     assert (source["listed"], source["reachable"]) == (False, False)
     shown = world.agent.cli("status")
@@ -275,7 +277,6 @@ def test_a_start_without_an_api_server_serves_what_is_pinned_and_says_so(world: 
     assert "away since" in shown.stdout
     assert ask(world.agent, 10256, "/readyz")[0] == 503
     assert "not all lists are in" in ask(world.agent, 10256, "/readyz")[1]
-    assert ask(world.agent, 10256, "/livez")[0] == 200
     assert "pointsman_api_server_reachable 0.0" in ask(world.agent, 10249, "/metrics")[1]
     assert world.serves(world.moving, world.pods[0])
 
@@ -374,7 +375,7 @@ def test_a_first_start_that_can_not_reach_the_service_names_the_mend(
 ) -> None:
     """And needs no other start once somebody translates."""
     perched.agent.start(wait=False)
-    perched.wait(lambda: perched.agent.status().get("source", {}).get("error"), "an error")
+    perched.wait(perched.agent.complaint, "an error")
     assert "--api-server" in perched.agent.status()["source"]["error"]
     assert "--api-server" in perched.agent.log.read_text()
     proxy = cluster.proxy("node-a")

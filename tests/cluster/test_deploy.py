@@ -200,7 +200,7 @@ def test_an_agent_with_this_role_serves_and_is_refused_nothing(
     cluster: Cluster, space: Space, start: Callable[..., Agent]
 ) -> None:
     agent = start()
-    wait_for(agent.attached, "an attached agent", 60, logs=partial(tail, agent.log))
+    wait_for(agent.attached, "an attached agent", 180, logs=partial(tail, agent.log))
     pods = space.deploy("web", node="node-c")
     web = space.service("web")
     space.wait_endpoints("web", pods)
@@ -215,8 +215,8 @@ def test_an_agent_with_this_role_serves_and_is_refused_nothing(
         "an Event",
         logs=logs,
     )
-    assert "403" not in problems(agent)
     assert "orbidden" not in problems(agent)
+    assert "on resource" not in problems(agent)
 
 
 @pytest.mark.parametrize("verb", ["list", "watch"])
@@ -248,59 +248,6 @@ def test_each_right_is_used_and_a_missing_one_is_named(
         return f"verb {verb} on resource {resource}" in found
 
     wait_for(told, f"a complaint about {verb} {resource}", logs=partial(tail, agent.log))
-
-
-# -- from kube-proxy and back --------------------------------------------------------------------
-
-
-def test_from_kube_proxy_and_back(
-    cluster: Cluster, space: Space, start: Callable[..., Agent]
-) -> None:
-    """The order of docs/kubernetes.md; `proxy.stop()` takes its rules, too, as --cleanup does."""
-    proxy = cluster.proxy("node-c")
-    proxy.start()
-    pods = space.deploy("web", replicas=2, node="node-b")
-    web = space.service("web", type="NodePort")
-    space.wait_endpoints("web", pods)
-    [inside_pod] = space.deploy("client", node="node-c")
-    clients = [cluster.client("node-c"), cluster.client(inside_pod)]
-    for client in clients:
-        wait_for(
-            lambda client=client: not client.connect(web.ip, 80).error,
-            "kube-proxy's rules",
-            logs=partial(tail, proxy.log),
-        )
-    node = cluster.nodes["node-c"].addresses.v4
-    targets = [(web.ip, 80), (node, web.node_port())]
-    loops = [client.loop(*target) for client in clients for target in targets]
-    by_rules = clients[1].open(web.ip, 80)
-
-    agent = start(
-        "--healthz-bind-address=127.0.0.1:10356", "--metrics-bind-address=127.0.0.1:10349"
-    )
-    wait_for(agent.attached, "an attached agent", 60, logs=partial(tail, agent.log))
-    logs = partial(tail, agent.log)
-    translated = clients[1].open(web.ip, 80)
-    assert by_rules.talk() == ""
-    assert [loop.so_far().errors for loop in loops] == [{}] * len(loops)
-    proxy.stop()
-    (new,) = space.deploy("web", replicas=1, node="node-a")
-    wait_for(lambda: clients[1].spread(web.ip, 80, 30)[new.name], "the new pod", logs=logs)
-
-    proxy.start()
-    # Its /healthz is 200 before the first sync, too, and a connect that comes between is lost.
-    wait_for(lambda: web.ip in str(proxy.rules()), "rules", logs=partial(tail, proxy.log))
-    agent.stop()
-    agent.cli("unload")
-    assert translated.talk() == ""
-    for client in clients:
-        assert not client.connect(web.ip, 80).error
-    outcomes = [loop.stop() for loop in loops]
-    # What is left in conntrack of connections by rules, for two minutes, may meet a direct one that
-    # happens to have the same port, and drop its SYN: docs/kubernetes.md says to wait that long.
-    for outcome in outcomes:
-        assert outcome.errors.total() <= outcome.pods.total() / 100, outcome.errors
-    assert all(outcome.pods[new.name] for outcome in outcomes)
 
 
 # -- what it may do on a node --------------------------------------------------------------------
@@ -350,7 +297,7 @@ def test_what_the_capabilities_are_for(
     space.deploy("out", node="node-c", annotations={"pointsman.io/socket-lb": "disabled"})
     agent = confined(lacking)
     logs = partial(tail, agent.log)
-    wait_for(agent.attached, "an attached agent", 60, logs=logs)
+    wait_for(agent.attached, "an attached agent", 180, logs=logs)
     if lacking == "SYS_PTRACE":
         wait_for(lambda: agent.status()["optedOut"]["waiting"], "a search in vain", logs=logs)
     else:

@@ -154,9 +154,10 @@ def test_names_resolve_through_coredns_behind_kube_proxy(cluster: Cluster, space
 
     for server in cluster.dns.ips:
         for protocol in ("udp", "tcp"):
-            until(partial(resolved, server, protocol, "A"), f"{name} from {server}")
-            assert resolved(server, protocol, "A") == [web.ip]
-            assert resolved(server, protocol, "AAAA") == [web.ip_of(6)]
+            for kind, address in (("A", web.ip), ("AAAA", web.ip_of(6))):
+                ask = partial(resolved, server, protocol, kind)
+                what = f"{kind} of {name} from {server}"
+                until(lambda ask=ask, ip=address: ask() == [ip], what)  # type: ignore[misc]
     files = cluster.dns.files(client)
     found = client.run("getent", "ahostsv4", f"web.{space.namespace}", files=files)
     assert found.stdout.split()[0] == web.ip, found.stderr

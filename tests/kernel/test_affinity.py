@@ -15,7 +15,7 @@ from pointsman import abi
 from pointsman.maps import apply
 from pointsman.objects import Ref
 from pointsman.values import TCP, UDP, Entry, PortName
-from tests.support.kernel import REFUSED, Lab, entry, wildcard
+from tests.support.kernel import REFUSED, Lab, entry, needs_cpus, wildcard
 from tests.support.pods import Pod, cookie_of, netns_cookie
 
 pytestmark = pytest.mark.kernel
@@ -263,6 +263,7 @@ def test_two_cpus_agree_on_a_new_client(
     fresh_lab: Labs, changed_source: Sources, rule: bool
 ) -> None:
     """Both find no entry, both choose: they must come to the same endpoint."""
+    needs_cpus()
     fill = "\tif (!affinity.insert(&key, &value))\n\t\treturn slot;"
     hold = "\tfor (int i_ = 0; i_ < 3000; i_++) { __u64 d_ = 1; overflow_netns.lookup(&d_); }\n"
     put = fill if rule else "\taffinity.update(&key, &value);\n\treturn slot;"

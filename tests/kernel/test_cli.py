@@ -20,7 +20,8 @@ from pointsman.hooks import HOOKS
 from pointsman.plan import pack_frontend
 from pointsman.values import TCP, UDP, Frontend, to_address
 from tests.support.agents import AgentProcess, endpoints, service
-from tests.support.kernel import Cgroup, until
+from tests.support.completion import completions
+from tests.support.kernel import REFUSED, Cgroup, until
 
 pytestmark = pytest.mark.kernel
 
@@ -389,7 +390,7 @@ def test_verify_names_a_frontend_that_is_missing_and_what_it_leaves_behind(
     }
     # With port 80 gone the wildcard is what answers: the program and `explain` agree.
     assert "refused" in damaged.cli("explain", f"{V4}:80", "-o", "json").stdout
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(REFUSED):
         socket.create_connection((V4, 80))
 
 
@@ -448,6 +449,27 @@ def test_status_is_1_and_names_the_hook_whose_link_was_removed(damaged: AgentPro
 
 
 # -- bpftool -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("get services ", ["dns", "empty", "web", "web6"]),
+        ("get endpoints we", ["web", "web6"]),
+        ("get frontends -n default e", ["empty"]),
+        ("get frontends -n other ", []),
+        ("get services default/w", ["default/web", "default/web6"]),
+        ("describe service d", ["dns"]),
+        ("get services -n ", ["default"]),
+        ("trace --service ", ["default/dns", "default/empty", "default/web", "default/web6"]),
+        ("map dump sk", ["skipped_netns"]),
+    ],
+)
+def test_a_shell_is_offered_the_names_in_the_maps(
+    dead: AgentProcess, words: str, expected: list[str]
+) -> None:
+    found = completions("bash", f"pointsman {words}", POINTSMAN_BPFFS=str(dead.root))
+    assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.support.kernel import (
     UDP,
     Lab,
     child,
+    needs_linux,
     run,
     tcp_server,
     udp_server,
@@ -123,6 +124,7 @@ def test_a_reset_by_the_client_ends_the_count(lab: Lab) -> None:
 
 
 def test_mptcp_counts_once_and_its_peer_is_the_vip(lab: Lab) -> None:
+    needs_linux(5, 19, "bpf_skc_to_mptcp_sock")
     with tcp_server(protocol=IPPROTO_MPTCP) as (server, port):
         lab.serve(*VIP, TCP, ("127.0.0.1", port))
         client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
@@ -139,6 +141,7 @@ def test_mptcp_counts_once_and_its_peer_is_the_vip(lab: Lab) -> None:
 
 
 def test_an_mptcp_socket_shows_no_vip_of_one_that_was_at_its_address_before(lab: Lab) -> None:
+    needs_linux(5, 19, "bpf_skc_to_mptcp_sock")
     with tcp_server(protocol=IPPROTO_MPTCP) as (server, port):
         lab.serve(*VIP, TCP, ("127.0.0.1", port))
         for turn in range(100):
@@ -446,6 +449,7 @@ def test_processes_and_threads_under_kill_9_leave_the_count_exact(lab: Lab) -> N
 
 def test_a_full_bucket_overflows_and_a_full_overflow_goes_on_unrecorded(lab: Lab) -> None:
     """More sockets than the buckets and this namespace's share of the overflow map hold."""
+    needs_linux(5, 12, "compare-and-swap")
     sizes = lab.pins.sizes
     everything = 4 * sizes.buckets + sizes.overflow
     import resource
@@ -482,6 +486,7 @@ def test_a_full_bucket_overflows_and_a_full_overflow_goes_on_unrecorded(lab: Lab
 
 def test_one_namespace_can_not_take_the_overflow_of_another(lab: Lab) -> None:
     """One that has filled its share leaves room for a socket in another namespace."""
+    needs_linux(5, 12, "compare-and-swap")
     import resource
 
     sizes = lab.pins.sizes

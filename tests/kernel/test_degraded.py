@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pointsman import bpf
 from pointsman.hooks import LOST
 from pointsman.observe import lacks
 from tests.support.kernel import LINUX, REFUSED, TCP, Lab, tcp_server, until
@@ -74,7 +75,12 @@ def test_the_error_of_a_refused_connect_is_that_of_this_kernel(lab: Lab) -> None
 def test_status_says_what_this_kernel_lacks(kernel: None) -> None:
     said = " ".join(lacks())
     assert ("fail with EPERM" in said) == (LINUX < (5, 18))
+    assert ("programs compare and swap from" in said) == (LINUX < (5, 12))
     assert ("the bind guard and opt-outs of pods are off" in said) == (LINUX < (5, 14))
+
+
+def test_whether_programs_compare_and_swap_is_found_by_trying(kernel: None) -> None:
+    assert bpf.compares_and_swaps() == (LINUX >= (5, 12))
 
 
 def test_what_is_lost_is_logged_at_the_load(
@@ -88,7 +94,9 @@ def test_what_is_lost_is_logged_at_the_load(
         assert any(LOST[name] in message for message in said) == (first > LINUX), (name, said)
 
 
-def test_packets_are_served_or_the_version_is_named(lab: Lab) -> None:
-    loaded = lab.pins.load(packets=True)
+def test_packets_are_served_or_the_version_is_named(fresh_lab: Callable[..., Lab]) -> None:
+    loaded = fresh_lab().pins.load(packets=True)
     assert loaded.packets or LINUX < (6, 1), loaded.packets_error
+    if LINUX < (5, 12):
+        assert "there from Linux 5.12 on" in loaded.packets_error
     assert loaded.packets or "known to load on Linux 6.1" in loaded.packets_error

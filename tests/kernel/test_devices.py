@@ -30,7 +30,7 @@ from pointsman.socketlinks import SocketLinks
 from pointsman.values import Address, to_address
 from tests.kernel.test_netns import another_namespace, cookie_of
 from tests.support.agents import AgentProcess, manifest, node_of, service_of, slice_of
-from tests.support.kernel import SMALL, run, until
+from tests.support.kernel import SMALL, TC, needs_linux, run, until
 
 pytestmark = pytest.mark.kernel
 _device = abi.layouts()["device"]
@@ -39,6 +39,7 @@ _device = abi.layouts()["device"]
 @pytest.fixture(scope="module")
 def loaded(kernel: None) -> Iterator[Loaded]:
     """The programs for packets, pinned, attached to nothing."""
+    needs_linux(5, 12, "compare-and-swap")
     pins = Pins(Path("/sys/fs/bpf") / f"pm_devices_{os.getpid()}", SMALL)
     host.mount_bpffs(pins.root)
     found = pins.load(packets=True)
@@ -153,7 +154,7 @@ def problems(found: DevicesNow) -> str:
 def test_a_device_gets_xdp_tc_and_an_element(eth: str, watched: Callable[..., Watched]) -> None:
     run("ip", "addr", "add", "2001:db8::1/64", "dev", eth, "nodad")
     node = watched(eth)
-    node.until(eth, xdp="native", tc="tcx", served=True, addresses=["192.0.2.1", "2001:db8::1"])
+    node.until(eth, xdp="native", tc=TC, served=True, addresses=["192.0.2.1", "2001:db8::1"])
     assert node.links().keys() == {f"{h}-{eth}" for h in ("xdp_ingress", "tc_ingress", "tc_egress")}
     assert xdp_of(eth) == (("native", node.links()[f"xdp_ingress-{eth}"]),)
     element = node.element(eth)
@@ -183,7 +184,7 @@ def test_another_s_xdp_program_stays_and_tc_serves(
     run("ip", "link", "set", "dev", eth, "xdp", "pinned", str(loaded.generation.programs / "sweep"))
     os.close(fd)
     node = watched(eth)
-    node.until(eth, xdp="none", tc="tcx", served=True)
+    node.until(eth, xdp="none", tc=TC, served=True)
     assert f"another XDP program (id {foreign})" in problems(node.now)
     assert xdp_of(eth) == (("native", foreign),)
     run("ip", "link", "set", "dev", eth, "xdp", "off")
@@ -198,7 +199,7 @@ def test_a_driver_without_xdp_is_served_by_tc(
     try:
         run("ip", "link", "set", "pmb0", "up")
         node = watched("pmb0")
-        node.until("pmb0", xdp="none", tc="tcx", served=True)
+        node.until("pmb0", xdp="none", tc=TC, served=True)
         assert "no native XDP" in problems(node.now)
         generic = watched("pmb0", xdp_mode="generic")
         generic.until("pmb0", xdp="generic")
@@ -213,7 +214,7 @@ def test_modes_change_while_it_runs(eth: str, watched: Callable[..., Watched]) -
     node.until(eth, xdp="native")
     assert [mode for mode, _ in xdp_of(eth)] == ["native"]
     node.watch.want(Packets((eth,), xdp_mode="none"), Surrounding())
-    node.until(eth, xdp="none", tc="tcx")
+    node.until(eth, xdp="none", tc=TC)
     assert xdp_of(eth) == ()
 
 
@@ -238,7 +239,7 @@ def test_what_a_killed_agent_left_half_done_is_taken_over(
     for pin in before:
         (node.root / "links" / pin).rename(node.root / "links" / f"{pin}::next")
     again = watched(eth)
-    again.until(eth, xdp="native", tc="tcx", served=True)
+    again.until(eth, xdp="native", tc=TC, served=True)
     assert again.links() == before
 
 
@@ -251,7 +252,7 @@ def mac_of(name: str) -> bytes:
 
 def test_auto_leaves_a_veth_to_tc(eth: str, watched: Callable[..., Watched]) -> None:
     node = watched(eth, xdp_mode=AUTO)
-    node.until(eth, xdp="none", tc="tcx", served=True, problems=[])
+    node.until(eth, xdp="none", tc=TC, served=True, problems=[])
     assert "XDP" not in problems(node.now)
     assert xdp_of(eth) == ()
     node.watch.want(Packets((eth,), xdp_mode="native"), Surrounding())
@@ -273,6 +274,7 @@ def test_xdp_may_send_where_the_kernel_says_that_it_can(
     eth: str, watched: Callable[..., Watched], loaded: Loaded
 ) -> None:
     """A veth takes frames if its other end has a program, too."""
+    needs_linux(6, 3, "what drivers say of XDP")
     passes = str(loaded.generation.programs / "sweep")
     with veth("pmf0"):
         run("ip", "link", "set", "dev", f"{eth}p", "xdp", "pinned", passes)
@@ -300,7 +302,7 @@ def test_the_way_to_endpoints_elsewhere_is_served(
         named.close()
         run("ip", "route", "add", "default", "via", "192.0.2.254", "dev", eth)
         node = watched(AUTO, around=around, xdp_mode=AUTO)
-        node.until("pmx0", xdp="none", tc="tcx", served=True, addresses=["10.245.1.0"])
+        node.until("pmx0", xdp="none", tc=TC, served=True, addresses=["10.245.1.0"])
         assert "behind it" not in problems(node.now)
         assert "XDP" not in problems(node.now)
         run("ip", "route", "del", "10.245.2.0/24")
@@ -338,6 +340,7 @@ def test_a_link_that_can_not_be_flipped_is_that_hook_s_fault(
     def fails(*_: object) -> None:
         raise OSError(errno.EPERM, "not permitted")
 
+    needs_linux(6, 6, "tcx")
     node = watched(eth)
     node.until(eth, served=True)
     node.close()
@@ -404,7 +407,7 @@ def test_a_device_that_is_made_again_is_served_again(
     node.until(eth, served=False)
     assert "there is no such device" in problems(node.now)
     with veth(eth):
-        node.until(eth, served=True, xdp="native", tc="tcx")
+        node.until(eth, served=True, xdp="native", tc=TC)
         assert socket.if_nametoindex(eth) != before
         assert node.element(eth)["flags"] == NODE
         assert len(node.links()) == 3
@@ -456,7 +459,7 @@ def test_a_vlan_is_served_on_the_device_below(
     run("ip", "link", "add", "pmv0", "type", "bridge")
     try:
         node = watched("pmv0")
-        node.until("pmv0", xdp="none", tc="tcx", vlan=100)
+        node.until("pmv0", xdp="none", tc=TC, vlan=100)
         node.until(eth, xdp="native", tc="none", role="carrier")
         lower, vlan = socket.if_nametoindex(eth), socket.if_nametoindex("pmv0")
         assert node.element(eth)["flags"] == 0
@@ -474,7 +477,7 @@ def test_a_device_may_have_a_dot_in_its_name(watched: Callable[..., Watched]) ->
     """bpffs takes no dots."""
     with veth("pme.5"):
         node = watched("pme.5")
-        node.until("pme.5", xdp="native", tc="tcx")
+        node.until("pme.5", xdp="native", tc=TC)
         assert "tc_ingress-pme:5" in node.links()
         assert {link.name for link in DeviceLinks(node.root).present()} == {"pme.5"}
 
@@ -610,6 +613,7 @@ def test_unload_does_the_rest_where_a_filter_stays(
 
 
 def test_filters_and_links_change_places(eth: str, loaded: Loaded) -> None:
+    needs_linux(6, 6, "tcx")
     root = loaded.generation.directory.parent
     served = next(d for d in devices.seen().devices if d.name == eth)
 
@@ -659,7 +663,7 @@ def test_the_host_s_side_of_a_pod_is_found_and_served(
         index, address = socket.if_nametoindex("pmp0"), to_address("192.0.2.200")
         assert found_in(frozenset({address}))[address] == (cookie_of(pod), index)
         node = watched(eth, around=Surrounding(pods=frozenset({index})))
-        node.until("pmp0", xdp="none", tc="tcx", role="pod")
+        node.until("pmp0", xdp="none", tc=TC, role="pod")
         assert node.element("pmp0")["flags"] == POD
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.kernel.reach import everyone
 from tests.support.agents import AgentProcess, endpoints, service
-from tests.support.kernel import until
+from tests.support.kernel import REFUSED, until
 
 pytestmark = pytest.mark.kernel
 
@@ -155,7 +155,7 @@ def test_the_dns_service_of_the_manifests_takes_over_and_gives_back(node: AgentP
         own = own.replace("name: kube-dns-", "namespace: kube-system\n  name: kube-dns-")
         node.write("kube-dns.yaml", own)
         until(lambda: servers.reached(SERVER, 53) == "10.244.0.5", "the DNS Service of one's own")
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(REFUSED):
             ask_udp(f"web.default.{ZONE}")
         assert node.status()["problems"] == []
         (node.manifests / "kube-dns.yaml").unlink()

@@ -15,7 +15,7 @@ import pytest
 
 from pointsman import host, netlink, netns, portranges
 from pointsman.values import to_address
-from tests.support.kernel import run, until
+from tests.support.kernel import needs_linux, run, until
 from tests.support.pods import Pod
 
 pytestmark = pytest.mark.kernel
@@ -73,6 +73,7 @@ def test_descriptors_are_closed(kernel: None) -> None:
 
 
 def test_a_visit_works_in_each_namespace_and_leaves_the_caller_where_it_was(kernel: None) -> None:
+    needs_linux(5, 14, "SO_NETNS_COOKIE")
     own = netns.inode()
     seen: dict[int, int] = {}
 
@@ -102,6 +103,7 @@ def test_a_visit_ends_when_the_work_is_done_and_raises_its_errors(kernel: None) 
 
 
 def test_a_pod_is_found_by_its_address(kernel: None) -> None:
+    needs_linux(5, 14, "SO_NETNS_COOKIE")
     pod, twice, nobody = map(to_address, ("192.0.2.7", "192.0.2.8", "192.0.2.9"))
     six, own = map(to_address, ("2001:db8::7", "10.244.3.3"))
     run("ip", "addr", "add", "10.244.3.3/32", "dev", "lo")

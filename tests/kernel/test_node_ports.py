@@ -11,7 +11,7 @@ import pytest
 
 from pointsman import abi
 from pointsman.values import ANY_IPV4, ANY_IPV6, TCP, UDP, Entry, Frontend, PortName, to_address
-from tests.support.kernel import Lab, entry, tcp_server, udp_server, wildcard
+from tests.support.kernel import REFUSED, Lab, entry, tcp_server, udp_server, wildcard
 from tests.support.pods import Pod, cookie_of, netns_cookie
 
 pytestmark = pytest.mark.kernel
@@ -149,7 +149,7 @@ def test_tcp_and_udp_of_one_number_are_two_node_ports(node: Lab) -> None:
 def test_a_node_port_without_endpoints_refuses(node: Lab) -> None:
     node.set("web", node_port(ANY_IPV4, []))
 
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(REFUSED):
         dial(node, NODE_IP)
 
 
@@ -236,7 +236,7 @@ def test_unused_addresses_of_the_service_cidr_are_refused_if_asked(
     node.maps.refuse(CIDRS)
     before = node.maps.counters()["unused_address"]
     if refused:
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(REFUSED):
             dial(node, host)
     else:
         dial(node, host)

@@ -29,12 +29,14 @@ from pointsman.values import PortName
 from pointsman.verify import link_differences
 from tests.support.agents import AgentProcess, service, slice_of
 from tests.support.kernel import (
+    REFUSED,
     SMALL,
     TCP,
     UDP,
     Cgroup,
     Lab,
     entry,
+    needs_linux,
     run,
     tcp_server,
     udp_server,
@@ -392,6 +394,7 @@ def test_pitfall_7_errno_for_no_backend(
     call: str,
 ) -> None:
     """cilium#45184: never EPERM, which programs take for a firewall and don't try again after."""
+    needs_linux(5, 18, "bpf_set_retval")
     protocol = TCP if call == "connect-tcp" else UDP
     owner = PortName("default", "web", "p")
     empty = entry(vip, 80, protocol, (), owner, empty=int(why == "unreachable"))
@@ -606,7 +609,7 @@ def test_pitfall_11_an_endpoint_that_leaves_one_service_stays_in_the_other(
                 with datagram_socket() as client:
                     try:
                         client.connect((vip, 53))
-                    except ConnectionRefusedError:
+                    except REFUSED:
                         continue
                     found.add(real_peer(client))
             return found

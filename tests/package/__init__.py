@@ -1,1 +1,1 @@
-"""The Debian package's life on a node with systemd: `python -m tests.package`."""
+"""The agent as a unit of systemd, from installation to purge: `python -m tests.package`."""

@@ -1,8 +1,14 @@
-"""A backend, one client, and clients without end; for `node.sh`, with nothing but Python.
+"""A backend and its clients, for the scripts beside it, with nothing but Python.
 
-serve ADDRESS PORT | once ADDRESS PORT | load ADDRESS PORT REPORT
+serve ADDRESS PORT              TCP, "hello" to everybody; runs until it is ended
+once ADDRESS PORT               prints what is answered, "" if nobody does
+hold ADDRESS PORT REPORT        a connected UDP socket; REPORT is "held", then how it ended
+load ADDRESS PORT REPORT        connects without end; at SIGTERM REPORT is "failed N of M …"
 """
 
+import contextlib
+import errno
+import select
 import signal
 import socket
 import sys
@@ -13,7 +19,8 @@ from pathlib import Path
 def serve(address: str, port: str) -> None:
     with socket.create_server((address, int(port)), backlog=1024) as server:
         while True:
-            with server.accept()[0] as one:
+            one = server.accept()[0]
+            with one, contextlib.suppress(OSError):
                 one.sendall(b"hello")
 
 
@@ -29,8 +36,17 @@ def once(address: str, port: str) -> None:
         print()
 
 
+def hold(address: str, port: str, report: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.connect((address, int(port)))
+        Path(report).write_text("held\n")
+        select.select([one], [], [])
+        error = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        Path(report).write_text(f"{errno.errorcode.get(error, error)}\n")
+
+
 def load(address: str, port: str, report: str) -> None:
-    """Until SIGTERM: one connection after the other, a hundred a second at most."""
+    """One connection after the other, ten a second: an emulated CPU has more to do."""
     done, failures = 0, list[str]()
     ended = list[int]()
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
@@ -39,11 +55,11 @@ def load(address: str, port: str, report: str) -> None:
             if ask(address, port) != "hello":
                 failures.append("no answer")
         except OSError as error:
-            failures.append(repr(error))
+            failures.append(f"{time.strftime('%T')} {error!r}")
         done += 1
-        time.sleep(0.01)
+        time.sleep(0.1)
     Path(report).write_text(f"failed {len(failures)} of {done} {failures[:3]}\n")
 
 
 if __name__ == "__main__":
-    {"serve": serve, "once": once, "load": load}[sys.argv[1]](*sys.argv[2:])
+    {"serve": serve, "once": once, "hold": hold, "load": load}[sys.argv[1]](*sys.argv[2:])

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pointsman import abi, host
-from pointsman.dump import first_place, more_places
+from pointsman.dump import Place, first_place, more_places
 from pointsman.maps import Maps, apply, take_over
 from pointsman.objects import Ref
 from pointsman.pins import Loaded, Pins, Sizes
@@ -37,11 +37,15 @@ from pointsman.values import (
 )
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
-SMALL = Sizes(services=1024, slots=2048, endpoints=1024, buckets=1024, overflow=64)
-_libc = ctypes.CDLL(None, use_errno=True)
 LINUX = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+#: Before 5.12 all records are in the overflow map, and a namespace has a quarter of it.
+SMALL = Sizes(services=1024, slots=2048, endpoints=1024, buckets=1024, overflow=1024)
+_libc = ctypes.CDLL(None, use_errno=True)
 #: What connect() and sendto() raise when programs refuse: the helper that says more is of 5.18.
 REFUSED: type[OSError] = ConnectionRefusedError if LINUX >= (5, 18) else PermissionError
+
+#: How programs are attached beside XDP.
+TC = "tcx" if LINUX >= (6, 6) else "clsact"
 
 
 def lacking() -> str:
@@ -61,6 +65,12 @@ def needs_linux(major: int, minor: int, what: str) -> None:
     """Skips on an older kernel; tests/vm/skips.py believes it there only."""
     if (major, minor) > LINUX:
         pytest.skip(f"needs Linux {major}.{minor} ({what})")
+
+
+def needs_cpus() -> None:
+    """Skips where two programs can't run at once."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one CPU")
 
 
 def unshare(flags: int) -> None:
@@ -204,12 +214,18 @@ class Lab:
 
     def peer_of(self, cookie: int) -> str:
         """The endpoint that a socket was translated to, as its record says."""
+        for owner, record in self._places():
+            if owner == cookie:
+                return endpoint_text(record["peer"], socket.ntohs(record["peer_port"]))
+        raise LookupError(f"socket {cookie} has no record")
+
+    def _places(self) -> Iterator[Place]:
         for name, read in (("sockets", first_place), ("sockets_more", more_places)):
             for _, value in self.maps.map(name).items():
-                for owner, record in read(value):
-                    if owner == cookie:
-                        return endpoint_text(record["peer"], socket.ntohs(record["peer_port"]))
-        raise LookupError(f"socket {cookie} has no record")
+                yield from read(value)
+        overflow = abi.layouts()["overflow"]
+        for key, value in self.maps.map("sockets_overflow").items():
+            yield int.from_bytes(key, sys.byteorder), overflow.decode(value)["record"]
 
     def records(self) -> int:
         """Sockets that have a record."""

@@ -186,7 +186,8 @@ def test_the_image_has_what_setup_asks_for() -> None:
     needed = set(re.findall(r'^    \("([a-z0-9-]+)", ', (ROOT / "scripts/setup").read_text(), re.M))
     # These are for the demo, the tests, and the making of the venv.
     needed -= {"python3-venv", "iproute2", "util-linux", "mount", "curl", "ca-certificates"}
-    assert installed == needed | {"python3"}
+    # takeover reads kube-proxy's rules by the last two.
+    assert installed == needed | {"python3", "nftables", "iptables"}
 
 
 def test_what_the_image_copies_is_there_and_not_ignored() -> None:

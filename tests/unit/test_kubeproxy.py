@@ -28,7 +28,7 @@ from pointsman.kubeproxy.answers import (
 )
 from pointsman.kubeproxy.compare import BACK, RETIRE, compare
 from pointsman.kubeproxy.read import programmed
-from pointsman.kubeproxy.retire import retire, running_as
+from pointsman.kubeproxy.retire import Running, back, retire, running_as
 from pointsman.kubeproxy.rules import Ruleset
 from pointsman.ranges import Source
 from pointsman.values import ANY_IPV4, PROTOCOLS, Frontend, to_address
@@ -425,15 +425,63 @@ def test_how_kube_proxy_runs_is_seen_from_its_cgroup(cgroup: str, unit: str, in_
     ],
 )
 def test_rules_are_removed_after_kube_proxy_has_stopped(cgroup: str, words: str) -> None:
-    steps = retire([running_as(7, cgroup, "/opt/kube-proxy")], "worker")
+    steps = retire([running_as(7, cgroup, "/opt/kube-proxy")], "worker", [("iptables", "IPv4")])
     commands = [command for step in steps for command in step.commands]
     (stop,) = [i for i, command in enumerate(commands) if command.startswith(words)]
     (clean,) = [i for i, command in enumerate(commands) if command.endswith("--cleanup")]
     assert stop < commands.index("pointsman verify") < clean == len(commands) - 1
 
 
+@pytest.mark.parametrize(
+    ("rules", "commands"),
+    [
+        ([("nftables", "IPv4")], ("nft delete table ip kube-proxy",)),
+        (
+            [("nftables", "IPv4"), ("nftables", "IPv6")],
+            ("nft delete table ip kube-proxy", "nft delete table ip6 kube-proxy"),
+        ),
+        ([("nftables", "IPv4"), ("iptables", "IPv6")], ("/opt/kube-proxy --cleanup",)),
+        ([("ipvs", "IPv4")], ("/opt/kube-proxy --cleanup",)),
+    ],
+)
+def test_what_removes_the_rules_is_of_their_mode(
+    rules: list[tuple[str, str]], commands: tuple[str, ...]
+) -> None:
+    by_hand = running_as(7, "0::/user.slice\n", "/opt/kube-proxy")
+    assert retire([by_hand], "worker", rules)[-1].commands == commands
+
+
+def test_a_program_in_a_container_is_no_command_on_the_node() -> None:
+    pod = running_as(7, "0::/\n", "/usr/local/bin/kube-proxy", b"A=b\0KUBERNETES_SERVICE_HOST=x\0")
+    for found in ([pod], []):  # stopped already: how it was is not to be seen
+        (command,) = retire(found, "worker", [("iptables", "IPv4")])[-1].commands
+        assert command.startswith("kubectl -n kube-system run ")
+        overrides = json.loads(command.split("--overrides='")[1].split("'")[0])
+        assert overrides["spec"]["nodeName"] == "worker"
+
+
+@pytest.mark.parametrize(
+    ("agent", "commands"),
+    [
+        (None, ["pointsman unload --drain 60"]),
+        (
+            running_as(7, "0::/system.slice/pointsman.service\n", "/usr/bin/python3"),
+            ["systemctl disable --now pointsman.service", "pointsman unload --drain 60"],
+        ),
+        (
+            running_as(7, "0::/user.slice\n", "/usr/bin/python3"),
+            ["kill 7", "pointsman unload --drain 60"],
+        ),
+        (running_as(7, "0::/kubepods/pod1\n", "/usr/bin/python3"), []),
+    ],
+)
+def test_the_agent_is_stopped_as_it_was_started(agent: Running | None, commands: list[str]) -> None:
+    assert [command for step in back(agent) for command in step.commands] == commands
+
+
 def test_the_patch_of_the_daemon_set_is_json() -> None:
-    steps = retire([running_as(7, "0::/kubepods/pod1\n", "/kube-proxy")], "worker")
+    pod = running_as(7, "0::/kubepods/pod1\n", "/kube-proxy")
+    steps = retire([pod], "worker", [("nftables", "IPv4")])
     (patch,) = [c for step in steps for c in step.commands if " patch " in c]
     term = json.loads(patch.split("'")[1])
     for key in ("spec", "template", "spec", "affinity", "nodeAffinity"):

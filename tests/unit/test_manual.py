@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
 
-from pointsman.cli import manual
+from pointsman.cli import complete, manual
+from tests.support.completion import completions
 
 
 def plain(page: str) -> str:
@@ -71,21 +70,40 @@ def test_an_unknown_shell_is_refused() -> None:
         pytest.param("pointsman ", "status", id="commands"),
         pytest.param("pointsman up --man", "--manifests", id="options"),
         pytest.param("pointsman map ", "dump", id="commands-of-a-group"),
+        pytest.param("pointsman get ", "endpoints", id="resources"),
+        pytest.param("pointsman get SERV", "services", id="resources-as-they-may-be-written"),
+        pytest.param("pointsman get services -o ", "wide", id="values-of-an-option"),
     ],
 )
-def test_the_program_answers_bash(words: str, expected: str) -> None:
-    split = words.split(" ")
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.argv[0] = 'pointsman'\n"
-         "from pointsman.cli.main import main; main()"],
-        env={
-            **os.environ,
-            "_POINTSMAN_COMPLETE": "bash_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(len(split) - 1),
-        },
-        capture_output=True,
-        text=True,
-        check=True,
-    )  # fmt: skip
-    assert expected in {line.partition(",")[2] for line in done.stdout.splitlines()}
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_program_answers_a_shell(shell: str, words: str, expected: str) -> None:
+    assert expected in completions(shell, words)
+
+
+def test_a_command_offers_only_resources_that_it_knows() -> None:
+    assert completions("bash", "pointsman describe ") == ["services"]
+
+
+def test_without_maps_no_name_is_offered_and_nothing_is_said(tmp_path: Path) -> None:
+    for words in ("get services ", "get services -n ", "map dump ", "trace --service "):
+        assert completions("bash", f"pointsman {words}", POINTSMAN_BPFFS=str(tmp_path)) == []
+
+
+SERVICES = [("shop", "web"), ("shop", "cart"), ("kube-system", "dns"), ("test", "web")]
+
+
+@pytest.mark.parametrize(
+    ("namespace", "incomplete", "expected"),
+    [
+        pytest.param(None, "", ["cart", "dns", "web"], id="each-name-once"),
+        pytest.param(None, "w", ["web"], id="the-beginning-of-a-name"),
+        pytest.param("shop", "", ["cart", "web"], id="of-a-namespace"),
+        pytest.param("nowhere", "", [], id="of-an-empty-namespace"),
+        pytest.param(None, "sh", ["shop/cart", "shop/web"], id="the-beginning-of-a-namespace"),
+        pytest.param(None, "shop/c", ["shop/cart"], id="a-full-name"),
+        pytest.param("test", "shop/", [], id="a-full-name-of-another-namespace"),
+        pytest.param(None, "x", [], id="no-such-name"),
+    ],
+)
+def test_names_are_offered(namespace: str | None, incomplete: str, expected: list[str]) -> None:
+    assert complete.suggest(SERVICES, namespace, incomplete) == expected

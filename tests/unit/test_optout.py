@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Mapping
+
 import pytest
 
+from pointsman import netns
 from pointsman.context import Context
 from pointsman.objects import ClusterMeta, Namespace, ObjectMeta, Pod, PodIP, PodSpec, PodStatus
 from pointsman.optout import ANNOTATION, opted_out
-from pointsman.values import to_text
+from pointsman.optouts import OptOuts
+from pointsman.values import Address, to_address, to_text
 
 HERE = Context(node_name="a")
 
@@ -64,3 +69,19 @@ def test_who_is_left_out(pod: Pod, namespace: str | None, out: bool, problems: l
 
 def test_a_namespace_that_is_not_known_says_nothing() -> None:
     assert opted_out([a_pod(None)], {}, HERE) == (frozenset(), ())
+
+
+def test_a_kernel_without_cookies_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[frozenset[Address]] = []
+
+    def found_in(addresses: frozenset[Address]) -> Mapping[Address, netns.Inside]:
+        asked.append(addresses)
+        raise OSError(errno.ENOPROTOOPT, "network namespaces tell their cookies from 5.14 on")
+
+    told: list[Mapping[Address, netns.Inside]] = []
+    monkeypatch.setattr(netns, "found_in", found_in)
+    searching = OptOuts(told.append)
+    searching.want(frozenset({to_address("10.244.0.1")}))
+    searching.run()  # comes back by itself
+    assert len(asked) == 1
+    assert told == [{}], "whoever waits for the first search would wait for ever"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.vm.__main__ import outcome
 from tests.vm.image import Kernel
-from tests.vm.machine import Result
+from tests.vm.machine import Result, tree
 from tests.vm.skips import allowed
 
 
@@ -51,3 +52,18 @@ def test_a_machine_without_an_exit_code_has_failed(
     assert said.startswith(f"vm: {wanted} 5.10 (5.10.0-32), ")
     assert ("no exit code" in said) == (code is None)
     assert "passed in" not in log or " passed" in said
+
+
+def test_what_the_host_compiled_goes_into_the_machine(tmp_path: Path) -> None:
+    compiled = tmp_path / "compiled"
+    compiled.mkdir(mode=0o700)
+    (compiled / "one.programs").touch(mode=0o600)
+    tree(tmp_path / "tree.tar", ["true", "a b"], {"HOW": "so so"}, {".vm/compiled": compiled})
+    with tarfile.open(tmp_path / "tree.tar") as archive:
+        # The loader trusts no other modes.
+        assert archive.getmember(".vm/compiled").mode & 0o777 == 0o700
+        assert archive.getmember(".vm/compiled/one.programs").mode & 0o777 == 0o600
+        assert "tests/vm/guest" in archive.getnames()
+        told = archive.extractfile(".vm/arguments")
+        assert told
+        assert b"export HOW='so so'\nset -- true 'a b'\n" in told.read()

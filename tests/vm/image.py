@@ -1,6 +1,7 @@
 """What a machine boots from: one root for all kernels, and each kernel's modules.
 
     <cache>/root-<key>/root.img, busybox      Debian with all that `scripts/setup --dev` installs
+    <cache>/node-<key>/root.img, busybox      Debian with systemd, where a package may be installed
     <cache>/kernel-<release>/vmlinuz, modules.img, initrd
 
 Everything is read-only to the machines, so any number may run from it.
@@ -13,10 +14,12 @@ import hashlib
 import inspect
 import lzma
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +31,6 @@ TREE = Path(__file__).parents[2]
 #: Where the tree is inside; .venv is made there with the root and refers to it.
 INSIDE = "/srv/pointsman"
 _HERE = Path(__file__).parent
-_WHEELS = TREE / "vagrant/wheels.py"
-_RELEASE = "bookworm"  # the oldest one that scripts/setup knows
 #: What it takes to mount the root; crc32c is asked for by ext4 by name only.
 _EARLY = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay")
 
@@ -54,19 +55,37 @@ def root() -> Path:
 
 def key(more: bytes) -> str:
     """Another one when `debian` would make another tree, or what is done with it is another."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_release().encode())
     # scripts/setup makes a .venv anew for any other pyproject.toml.
-    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup", _WHEELS):
+    for path in (TREE / "pyproject.toml", TREE / "scripts" / "setup"):
         digest.update(path.read_bytes())
-    digest.update(_how(debian) + more)
+    digest.update(_how(debian, _download) + more)
     return digest.hexdigest()[:12]
+
+
+def _release() -> str:
+    """This machine's own: its pip's wheels and its bcc's programs fit there."""
+    return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+
+
+def _download(wheels: Path, extra: str, *more: str) -> None:
+    """What pip installs of the project, with these extras or "", and more."""
+    found = tomllib.loads((TREE / "pyproject.toml").read_text())
+    wanted = [*found["project"]["dependencies"], *found["build-system"]["requires"], *more]
+    if extra:
+        wanted += found["project"]["optional-dependencies"][extra]
+    packages.run(
+        *(TREE / ".venv/bin/python", "-m", "pip", "download", "-q", "--only-binary=:all:"),
+        *("-d", wheels, *wanted),
+    )
 
 
 def debian(fresh: Path, include: Iterable[str]) -> Path:
     """The tree of a Debian with these packages and all that `scripts/setup --dev` installs, in
     `fresh`. INSIDE is there, with nothing that is used but its .venv."""
     wheels = fresh / "wheels"
-    packages.run(TREE / ".venv/bin/python", _WHEELS, wheels)
+    # hatchling asks for editables when it makes an editable install.
+    _download(wheels, "dev", "pip", "editables")
     # What pip makes of the project is a link to INSIDE: these files are enough for it.
     part = fresh / "tree"
     for name in ("pyproject.toml", "README.md", "scripts/setup", "ctl/pointsman/__init__.py"):
@@ -86,7 +105,7 @@ def debian(fresh: Path, include: Iterable[str]) -> Path:
         '--customize-hook=apt-config dump Acquire >"$1"/etc/apt/apt.conf.d/vm',
         f'--customize-hook=chroot "$1" sh -c {shlex.quote(inside)}',
         '--customize-hook=rm -r "$1"/wheels "$1"/etc/apt/apt.conf.d/vm',
-        *(_RELEASE, tree, f"deb {packages.archive()} {_RELEASE} main"),
+        *(_release(), tree, f"deb {packages.archive()} {_release()} main"),
     )
     for each in (part, wheels):
         shutil.rmtree(each)
@@ -99,6 +118,56 @@ def _make_root(fresh: Path) -> None:
     shutil.copy(tree / "bin/busybox", fresh / "busybox")
     _file_system(tree, fresh / "root.img", 3 << 30)
     shutil.rmtree(tree)
+
+
+#: A node before Pointsman comes: systemd, and what the Debian package and `make install` need.
+_NODE = (
+    *("systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "busybox-static", "make"),
+    *("python3", "python3-bpfcc", "python3-systemd", "python3-venv", "libbpf1", "libatomic1"),
+    *("linux-libc-dev", "bash-completion", "bpftool"),
+)
+# systemd starts what runs in the other machines as their first process.
+_JOB = f"""[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+ExecStart=/bin/sh {INSIDE}/tests/vm/guest
+TimeoutStartSec=infinity
+[Install]
+WantedBy=default.target
+"""
+
+
+def node() -> Path:
+    """As `root`, for a machine that is a node; Python's wheels are in /wheels."""
+    project = (TREE / "pyproject.toml").read_bytes()
+    digest = hashlib.sha256(repr((_NODE, _JOB, project, _release())).encode())
+    digest.update(_how(_make_node, _download, _file_system))
+    where = packages.cache() / f"node-{digest.hexdigest()[:12]}"
+    _once(where, _make_node)
+    return where
+
+
+def _make_node(fresh: Path) -> None:
+    print("vm: making the root of a node, some minutes", flush=True)
+    wheels, job, tree = fresh / "wheels", fresh / "job.service", fresh / "root"
+    _download(wheels, "")
+    job.write_text(_JOB)
+    packages.run(
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child"),
+        *("mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(_NODE)}"),
+        f'--customize-hook=cp -r {shlex.quote(str(wheels))} "$1"/wheels',
+        f'--customize-hook=cp {shlex.quote(str(job))} "$1"/etc/systemd/system',
+        '--customize-hook=chroot "$1" systemctl enable job.service',
+        # It would have the terminal on which the log is written.
+        '--customize-hook=chroot "$1" systemctl mask serial-getty@ttyS0.service',
+        f'--customize-hook=mkdir -p "$1"{INSIDE}',
+        *(_release(), tree, f"deb {packages.archive()} {_release()} main"),
+    )
+    shutil.copy(tree / "bin/busybox", fresh / "busybox")
+    _file_system(tree, fresh / "root.img", 3 << 30)
+    for each in (tree, wheels):
+        shutil.rmtree(each)
 
 
 def kernel(name: str, busybox: Path) -> Kernel:

@@ -29,8 +29,14 @@ class Result:
     log: Path
 
 
-def tree(to: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """A tar archive of this tree as it is, with what to run in it. Git says what belongs to it."""
+def tree(
+    to: Path,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    more: Mapping[str, Path] | None = None,
+) -> None:
+    """A tar archive of this tree as it is, with what to run in it. Git says what belongs to it;
+    `more` are files and directories besides, by their names in it."""
     names = run("git", "-C", TREE, "ls-files", "-co", "--exclude-standard", "-z").split("\0")
     lines = [f"date -s @{time.time():.0f} >/dev/null"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
@@ -39,6 +45,8 @@ def tree(to: Path, command: Sequence[str], environment: Mapping[str, str]) -> No
         for name in filter(None, names):
             if (TREE / name).exists():
                 archive.add(TREE / name, name, recursive=False)
+        for name, path in (more or {}).items():
+            archive.add(path, name)
         arguments = tarfile.TarInfo(".vm/arguments")
         arguments.size = len(text)
         archive.addfile(arguments, io.BytesIO(text))

@@ -9,7 +9,7 @@ import click
 
 from pointsman import describe as describing
 from pointsman import desired, inspect
-from pointsman.cli import names, options, show
+from pointsman.cli import complete, names, options, show
 from pointsman.cli.resources import Resource
 from pointsman.errors import NoCluster, NotFound, NotLoaded
 from pointsman.objects import Ref
@@ -21,7 +21,7 @@ from pointsman.view import View
 
 @click.command()
 @names.resource("services")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.names)
 @names.namespace
 @click.option(
     "--manifests",

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pointsman import explain as explaining
-from pointsman.cli import flows, names, options, show
+from pointsman.cli import complete, flows, names, options, show
 from pointsman.cli.resources import Resource, changes
 from pointsman.errors import NotFound
 from pointsman.explainpackets import Client, PacketExplanation, explain_packet, parse_client
@@ -22,7 +22,7 @@ from pointsman.values import Address, Frontend
 
 @click.command()
 @names.resource("services", "endpoints", "frontends", "affinity", "conntrack", "nat")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.names)
 @names.namespace
 @click.option("-A", "--all-namespaces", is_flag=True, help="All namespaces, as without -n.")
 @show.output("table", "wide", "json", "yaml")
@@ -34,7 +34,12 @@ from pointsman.values import Address, Frontend
     show_default=True,
     help="Seconds between two looks of --watch.",
 )
-@click.option("--service", metavar="NS/NAME", help="Flows of this Service, as NAME is.")
+@click.option(
+    "--service",
+    metavar="NS/NAME",
+    shell_complete=complete.full_names,
+    help="Flows of this Service, as NAME is.",
+)
 @click.option(
     "--client",
     metavar="ADDRESS",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pointsman import dump
-from pointsman.cli import options, show
+from pointsman.cli import complete, options, show
 from pointsman.errors import NotFound
 from pointsman.inspect import plain
 from pointsman.observe import map_rows
@@ -69,7 +69,7 @@ def map_list(form: str, bpffs: Path) -> None:
 
 
 @map_group.command(name="dump")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.maps)
 @show.output("table", "json", "yaml")
 @options.bpffs
 @show.reading

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pointsman.cli import complete
 from pointsman.cli.resources import BY_NAME, RESOURCES, Resource
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -26,11 +27,18 @@ def resource(*names: str) -> Callable[[_Command], _Command]:
             raise click.BadParameter(f"{value!r} is not one of: {known}")
         return found
 
-    return click.argument("resource", callback=convert)
+    def offered(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete.lower())]
+
+    return click.argument("resource", callback=convert, shell_complete=offered)
 
 
 namespace = click.option(
-    "-n", "--namespace", metavar="NAMESPACE", help="Only this namespace.  [default: all]"
+    "-n",
+    "--namespace",
+    metavar="NAMESPACE",
+    shell_complete=complete.namespaces,
+    help="Only this namespace.  [default: all]",
 )
 
 

@@ -8,6 +8,7 @@ import click
 
 from pointsman import host, portranges, state
 from pointsman.cli import options, packets
+from pointsman.drain import drain as drained
 from pointsman.errors import PointsmanError
 from pointsman.pins import Pins
 
@@ -49,16 +50,26 @@ def load(devices: tuple[str, ...], bpffs: Path, run_dir: Path, **sizes: int) -> 
 
 
 @click.command()
+@click.option(
+    "--drain",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="SECONDS",
+    help="Where another proxy serves the same: leave new connections to it, and wait for so long "
+    "that those of clients outside end.  [default: 0, do not wait]",
+)
 @options.bpffs
 @options.run_dir
-def unload(bpffs: Path, run_dir: Path) -> None:
+def unload(drain: int, bpffs: Path, run_dir: Path) -> None:
     """Detach and unpin everything that is Pointsman's. Connections that are open stay open.
 
+    Those of clients outside, whose packets it translates, do not: with --drain they may end first.
     The ports that 'up' had reserved are given back, those that were reserved before stay so.
 
     \b
-    Example:
+    Examples:
         pointsman unload
+        pointsman unload --drain 60      # back to kube-proxy: see 'pointsman takeover --back'
     """
     host.require_root()
     lock = state.Lock(run_dir)
@@ -66,6 +77,9 @@ def unload(bpffs: Path, run_dir: Path) -> None:
         removed = []
         if bpffs.is_dir():
             lock.pins(bpffs)
+            generation = Pins(bpffs).current
+            if drain and generation and (left := drained(generation, drain)):
+                click.echo(f"still open after {drain} s, and end: {left} flows of clients outside")
             removed = Pins(bpffs).unload()
         reserved, released = state.read_reserved(run_dir), False
         if reserved:

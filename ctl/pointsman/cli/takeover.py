@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ def takeover(
         again.differences = [each for each in again.differences if each in judged.differences]
         judged = again
     ready = not judged.differences
-    steps = _steps(names, bpffs, run_dir, ready=ready)
+    steps = _steps(names, judged.rows, bpffs, run_dir, ready=ready)
     if form != "table":
         value = {
             "ready": ready,
@@ -243,12 +244,17 @@ def _unwell(
             yield Difference("devices", "", warning)
 
 
-def _steps(names: Names, bpffs: Path, run_dir: Path, *, ready: bool) -> list[retire.Step]:
-    status = observe(bpffs, run_dir, time.time()).status
-    node = (status.get("node") or {}).get("name") or policies.host_name()
+def _steps(
+    names: Names, rows: list[_Row], bpffs: Path, run_dir: Path, *, ready: bool
+) -> list[retire.Step]:
+    """None where something has to be mended first."""
+    seen, running = observe(bpffs, run_dir, time.time()), read.running()
+    node = (seen.status.get("node") or {}).get("name") or policies.host_name()
     if names is RETIRE:
-        return retire.retire(read.running(), node) if ready else []
-    return retire.back() if ready else retire.start(node)
+        return retire.retire(running, node, [(r.mode, r.family) for r in rows]) if ready else []
+    if ready:
+        return retire.back(read.agent(seen.pid))
+    return [] if running else retire.start(node)
 
 
 def _print(judged: _Judged, steps: list[retire.Step], names: Names, *, ready: bool) -> None:
@@ -267,12 +273,19 @@ def _print(judged: _Judged, steps: list[retire.Step], names: Names, *, ready: bo
             f"{names.old} may go from this node: {names.new} serves all that it does", "bold green"
         )
     else:
-        show.echo(f"{names.old} must stay: {len(judged.differences)} differences", "bold red")
+        many = len(judged.differences)
+        listed = "1 difference" if many == 1 else f"{many} differences"
+        show.echo(f"{names.old} must stay: {listed}, see docs/takeover.md", "bold red")
     for number, step in enumerate(steps, 1):
-        click.echo(f"\n{number}. {step.what}.")
-        for command in step.commands:
+        click.echo("\n" + _wrapped(f"{number}. ", f"{step.what}."))
+        for command in step.commands:  # whole, to be copied
             click.echo(f"       {command}")
-        if step.check:
-            click.echo(f"   Check: {step.check}.")
-    if steps and names is RETIRE:
-        click.echo("\nThe way back, as long as the rules are there: 'pointsman takeover --back'.")
+        click.echo(_wrapped("   Check: ", f"{step.check}."))
+    if ready and names is RETIRE:
+        click.echo("\nThe way back, at each step: 'pointsman takeover --back'.")
+
+
+def _wrapped(head: str, text: str) -> str:
+    return textwrap.fill(
+        text, 88, initial_indent=head, subsequent_indent="   ", break_on_hyphens=False
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pointsman.cli import flows, names, options, show
+from pointsman.cli import complete, flows, names, options, show
 from pointsman.decisions import Event, protocol_name, tuple_text
 from pointsman.packetmaps import device_name, now
 from pointsman.pins import Pins
@@ -21,7 +21,12 @@ _HEADERS = ("TIME", "HOOK", "DEVICE", "PROTOCOL", "BEFORE", "AFTER", "VERDICT", 
 
 
 @click.command()
-@click.option("--service", metavar="NS/NAME", help="Only packets of this Service.")
+@click.option(
+    "--service",
+    metavar="NS/NAME",
+    shell_complete=complete.full_names,
+    help="Only packets of this Service.",
+)
 @click.option(
     "--client",
     metavar="ADDRESS",

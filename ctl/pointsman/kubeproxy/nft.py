@@ -6,8 +6,9 @@ rules and their maps of verdicts say.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,12 +98,7 @@ def _targets(
 ) -> Iterator[Target]:
     """The keys of each map of verdicts that is asked with a port and protocol."""
     seen: set[Frontend] = set()
-    cluster_ips = {
-        each
-        for name, listed in table.sets.items()
-        if name == "cluster-ips"
-        for each in _try(lambda what=listed: [_scalar(_key(e)) for e in what.get("elem", ())])
-    }
+    cluster_ips = _cluster_ips(table)
     for rule in (rule for listed in chains.values() for rule in listed):
         lookup = rule.verdict
         if not isinstance(lookup, Lookup) or not {rules.PORT, rules.PROTOCOL} <= {*lookup.fields}:
@@ -119,11 +115,11 @@ def _targets(
             yield Target(frontend, kind, _service(verdict.chain) or table.comments.get(key, ""))
 
 
-def _try(work: Callable[..., list[Any]]) -> list[Any]:
-    try:
-        return work()
-    except _NotUnderstood:
-        return []
+def _cluster_ips(table: _Table) -> set[Any]:
+    """Empty if they are not understood: then all addresses are as external ones."""
+    with contextlib.suppress(ValueError):
+        return {_scalar(_key(each)) for each in table.sets.get("cluster-ips", {}).get("elem", ())}
+    return set()
 
 
 def _service(chain: str) -> str:

@@ -115,7 +115,10 @@ def _run(*command: str, absent: str = "") -> str:
         return done.stdout
     if absent and absent in done.stderr:
         return ""
-    raise PointsmanError(f"{' '.join(command)}: {done.stderr.strip() or 'failed'}")
+    said = done.stderr.strip() or "failed"
+    if "ermission denied" in said or "not permitted" in said:
+        said += "; run this on the node itself, as root: a container may lack CAP_NET_RAW for it"
+    raise PointsmanError(f"{' '.join(command)}: {said}")
 
 
 def running() -> list[Running]:
@@ -127,7 +130,18 @@ def running() -> list[Running]:
             if not process.name.isdecimal() or (process / "comm").read_text().strip() != _NAME:
                 continue
             if (process / "ns/net").stat().st_ino == here:
-                cgroup = (process / "cgroup").read_text()
-                program = str((process / "exe").readlink())
-                found.append(running_as(int(process.name), cgroup, program))
+                found.append(_running(process))
     return found
+
+
+def agent(pid: int | None) -> Running | None:
+    """Pointsman's, if it runs."""
+    with contextlib.suppress(OSError):
+        return _running(Path("/proc", str(pid))) if pid else None
+    return None
+
+
+def _running(process: Path) -> Running:
+    program = str((process / "exe").readlink())
+    cgroup, environment = (process / "cgroup").read_text(), (process / "environ").read_bytes()
+    return running_as(int(process.name), cgroup, program, environment)

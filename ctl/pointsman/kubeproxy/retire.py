@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 #: The label of a node whose kube-proxy is gone.
 LABEL = "pointsman.io/kube-proxy"
 _UNIT = re.compile(r"/([^/]+\.service)(?:/|$)")
-_DAEMON_SET = "kubectl -n kube-system patch daemonset kube-proxy --type merge -p"
+_IN_POD = re.compile(rb"(?:^|\0)KUBERNETES_SERVICE_HOST=")
+_KUBECTL = "kubectl -n kube-system"
 _AFFINITY = (
     '{"spec":{"template":{"spec":{"affinity":{"nodeAffinity":{'
     '"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":'
     f'[{{"key":"{LABEL}","operator":"NotIn","values":["retired"]}}]}}]}}}}}}}}}}}}}}'
 )
+_TABLES = {"IPv4": "ip", "IPv6": "ip6"}
+_CLEANUP = "kube-proxy-cleanup"
+_IMAGE = (
+    f"{_KUBECTL} get daemonset kube-proxy -o jsonpath='{{.spec.template.spec.containers[0].image}}'"
+)
+
+#: (mode, family) as ("nftables", "IPv4").
+Rules = Collection[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process of kube-proxy. `unit` is the systemd unit it belongs to, "" if it is in a pod, or
-    was started by hand; `program` its path, as it sees it."""
+    """A process. `unit` is the systemd unit it belongs to, "" if it is in a pod, or was started by
+    hand; `program` its path, as it sees it."""
 
     pid: int
     unit: str
@@ -37,70 +46,95 @@ class Step:
     check: str
 
 
-def running_as(pid: int, cgroup: str, program: str) -> Running:
-    """`cgroup` is /proc/PID/cgroup."""
-    in_pod = "kubepods" in cgroup
+def running_as(pid: int, cgroup: str, program: str, environment: bytes = b"") -> Running:
+    """`cgroup` and `environment` are /proc/PID/cgroup and environ. Seen from a container, the
+    former may say nothing."""
+    in_pod = "kubepods" in cgroup or bool(_IN_POD.search(environment))
     unit = _UNIT.search(cgroup)
     return Running(pid, unit[1] if unit and not in_pod else "", in_pod, program)
 
 
-def retire(found: Sequence[Running], node: str) -> list[Step]:
-    """From both to Pointsman alone."""
-    unit = next((each.unit for each in found if each.unit), "")
-    by_hand = [each for each in found if not each.unit and not each.in_pod]
-    steps = [
+def retire(found: Sequence[Running], node: str, rules: Rules) -> list[Step]:
+    """From both to Pointsman alone. `rules` are what kube-proxy has some of."""
+    return [
         Step(
             "Let connections end that are older than Pointsman's start, or restart the pods that "
             "keep some, UDP sockets above all; then wait two minutes more",
             (),
-            "what conntrack still has of Services is old, or ends soon",
-        )
-    ]
-    if unit:
-        stop = Step(
-            "Stop kube-proxy. Its rules stay, and are not followed up any more",
-            (f"systemctl disable --now {unit}",),
-            "'pointsman takeover' still has no differences",
-        )
-    elif by_hand:
-        stop = Step(
-            "Stop kube-proxy, and whatever starts it. Its rules stay, and are not followed up",
-            tuple(f"kill {each.pid}" for each in by_hand),
-            "'pointsman takeover' still has no differences",
-        )
-    elif found:
-        stop = Step(
-            "Take kube-proxy's pod off this node. The first command is for all nodes, once: it "
-            "takes nothing off a node without the label. A node affinity that the DaemonSet has "
-            "already is replaced by it: then add the expression by hand. The rules stay, and are "
-            "not followed up any more",
-            (f"{_DAEMON_SET} '{_AFFINITY}'", f"kubectl label node {node} {LABEL}=retired"),
-            f"'kubectl -n kube-system get pods -l k8s-app=kube-proxy --field-selector "
-            f"spec.nodeName={node}' shows none; 'pointsman takeover' still has no differences",
-        )
-    else:
-        stop = Step(
-            "kube-proxy does not run here any more: see that nothing starts it again",
-            (),
-            "",
-        )
-    program = next((each.program for each in found if each.program and not each.in_pod), "")
-    steps += [
-        stop,
+            "the last of them ended two minutes ago",
+        ),
+        _stop(found, node),
         Step(
             "See that Services are followed up: a pod that is made anew is found by its Service",
             ("pointsman verify",),
             "no differences",
         ),
-        Step(
-            "Remove kube-proxy's rules, with its own program or image (privileged, on the host's "
-            "network). Connections that still live by them end. Conntrack is left as it is",
-            (f"{program or 'kube-proxy'} --cleanup",),
-            "'pointsman takeover' says that kube-proxy serves nothing, 'pointsman status' is "
-            "healthy",
-        ),
+        _clean(found, node, rules),
     ]
-    return steps
+
+
+def _stop(found: Sequence[Running], node: str) -> Step:
+    """Of several the one that would come again."""
+    check = "'pointsman takeover' still has no differences"
+    stay = "Its rules stay, and are not followed up any more"
+    if units := tuple(each.unit for each in found if each.unit):
+        return Step(f"Stop kube-proxy. {stay}", (f"systemctl disable --now {units[0]}",), check)
+    if any(each.in_pod for each in found):
+        return Step(
+            "Take kube-proxy's pod off this node. The first command is for the cluster, once: each "
+            "kube-proxy restarts, and only nodes with the label have none. It replaces a node "
+            "affinity that the DaemonSet has already: then add the expression by hand. If the pod "
+            "is static, move its manifest out of the kubelet's directory instead. "
+            f"{stay}",
+            (
+                f"{_KUBECTL} patch daemonset kube-proxy --type merge -p '{_AFFINITY}'",
+                f"kubectl label node {node} {LABEL}=retired",
+            ),
+            f"'{_KUBECTL} get pods -l k8s-app=kube-proxy --field-selector spec.nodeName={node}' "
+            f"shows none; {check}",
+        )
+    if found:
+        kills = tuple(f"kill {each.pid}" for each in found)
+        return Step(f"Stop kube-proxy, and whatever starts it. {stay}", kills, check)
+    return Step(
+        "No process kube-proxy is here: see that none starts again, and that none is part of "
+        "another program, as of k3s (--disable-kube-proxy)",
+        (),
+        check,
+    )
+
+
+def _clean(found: Sequence[Running], node: str, rules: Rules) -> Step:
+    """A table of nftables is kube-proxy's alone; of the others it knows best what is its own."""
+    program = next((each.program for each in found if each.program and not each.in_pod), "")
+    how, commands = "", tuple[str, ...]()
+    if all(mode == "nftables" for mode, _ in rules):
+        commands = tuple(f"nft delete table {_TABLES[family]} kube-proxy" for _, family in rules)
+    elif program:
+        commands = (f"{program} --cleanup",)
+    else:
+        how = ", by a pod of its image; if kube-proxy is a program of this node, by its --cleanup"
+        overrides = (
+            f'{{"spec":{{"nodeName":"{node}","hostNetwork":true,"containers":[{{"name":'
+            f'"{_CLEANUP}","securityContext":{{"privileged":true}}}}]}}}}'
+        )
+        commands = (
+            f'{_KUBECTL} run {_CLEANUP} --restart=Never --image="$({_IMAGE})" '
+            f"--override-type=strategic --overrides='{overrides}' --command -- "
+            "kube-proxy --cleanup",
+        )
+    check = (
+        "'pointsman takeover' exits with 12, for kube-proxy serves nothing; 'pointsman status' is "
+        "healthy"
+    )
+    if how:
+        check += f"; then '{_KUBECTL} delete pod {_CLEANUP}'"
+    return Step(
+        f"Remove kube-proxy's rules{how}. Connections that still live by them may end. Conntrack "
+        "is left as it is",
+        commands,
+        check,
+    )
 
 
 def start(node: str) -> list[Step]:
@@ -112,26 +146,43 @@ def start(node: str) -> list[Step]:
             "nothing listens at 10256",
         ),
         Step(
-            "Start kube-proxy: its pod, or its unit, whichever it was",
+            "Start kube-proxy: its pod (the first command) or its unit (the second)",
             (f"kubectl label node {node} {LABEL}-", "systemctl enable --now kube-proxy.service"),
             "'pointsman takeover --back' has no differences",
         ),
     ]
 
 
-def back() -> list[Step]:
+def back(agent: Running | None) -> list[Step]:
     """From both to kube-proxy alone."""
-    return [
+    loaded = "'pointsman status' exits with 11; new connections go by kube-proxy's rules"
+    ends = (
+        "Open connections of this node's programs stay; those of clients outside that Pointsman "
+        "had taken have a minute to end"
+    )
+    if agent and agent.in_pod:
+        return [
+            Step(
+                "On all nodes alike: turn Pointsman's DaemonSet into the one that unloads, see "
+                f"docs/kubernetes.md, Remove. {ends}",
+                (),
+                loaded,
+            )
+        ]
+    steps = [
         Step(
-            "Stop Pointsman's agent: its unit, or by turning the DaemonSet into the one that "
-            "unloads (docs/kubernetes.md, Remove), which does the next step, too",
-            ("systemctl disable --now pointsman.service",),
-            "the kernel goes on with the last state",
-        ),
-        Step(
-            "Take the programs out of the kernel. Open connections of this node's programs stay, "
-            "those of clients outside end that Pointsman had taken",
-            ("pointsman unload",),
-            "new connections go by kube-proxy's rules",
-        ),
+            f"Take the programs out of the kernel. {ends}", ("pointsman unload --drain 60",), loaded
+        )
     ]
+    if agent:
+        stop = f"systemctl disable --now {agent.unit}" if agent.unit else f"kill {agent.pid}"
+        steps.insert(
+            0,
+            Step(
+                f"Stop Pointsman's agent{'' if agent.unit else ', and whatever starts it'}",
+                (stop,),
+                "'pointsman status' says that it is not running; the kernel goes on with the last "
+                "state",
+            ),
+        )
+    return steps

@@ -21,8 +21,8 @@ from tests.cluster.network import POD_CIDRS
 UNUSED = 9
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _LOOPBACK = {4: ("127.0.0.1", "127.3.2.1"), 6: ("::1",)}
-#: Of a service CIDR and of nobody.
-_NOBODYS = ("10.96.255.254", "fd00:96::ffff", "203.0.113.99", "2001:db8:ff::99")
+#: Of a service CIDR, in the part of which the API server gives nothing by itself, and of nobody.
+_NOBODYS = ("10.96.0.254", "fd00:96::fe", "203.0.113.99", "2001:db8:ff::99")
 
 
 class Sides:

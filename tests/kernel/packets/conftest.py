@@ -10,7 +10,7 @@ import pytest
 from pointsman import abi
 from tests.kernel.packets.back import Back
 from tests.kernel.packets.node import Node, name_of
-from tests.support.kernel import SMALL, lacking
+from tests.support.kernel import SMALL, lacking, needs_linux
 from tests.support.packetlab import PacketLab
 
 #: flows_new has room for what test_explained sends, and none for a flood: an LRU map takes flows
@@ -28,6 +28,7 @@ def _lacking() -> str:
 def loaded_node(missing: Callable[[str], None]) -> Iterator[Node]:
     if lack := _lacking():
         missing(lack)
+    needs_linux(5, 12, "compare-and-swap")
     lab = PacketLab(name_of("pm_packets"), SIZES)
     try:
         yield Node(lab)

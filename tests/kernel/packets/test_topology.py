@@ -20,8 +20,8 @@ from pointsman import abi
 from tests.cluster.network import inside
 from tests.kernel.packets.test_fragments import pieces
 from tests.kernel.packets.world import V4, V6
+from tests.support.kernel import TC, needs_linux, until
 from tests.support.kernel import lacking as lacking_kernel
-from tests.support.kernel import until
 from tests.support.podserver import stream
 from tests.support.topology import CLIENT, NODE_PORT, PORT, VIP, Node, Topology, lacking
 
@@ -38,6 +38,7 @@ def built(
 ) -> Iterator[Topology]:
     if lack := lacking_kernel() or lacking():
         missing(lack)
+    needs_linux(5, 12, "compare-and-swap")
     with Lab("packets") as lab:
         made = Topology(lab, tmp_path_factory.mktemp("topology"))
         try:
@@ -99,7 +100,7 @@ def test_auto_serves_senders_that_leave_checksums_to_hardware(
     """What XDP sends on of theirs would be dropped: by `auto` a veth has TC alone."""
     node = topology.nodes["c"]
     (row,) = node.agent.status()["devices"]["items"]
-    assert (row["xdp"], row["tc"], row["problems"]) == ("none", "tcx", [])
+    assert (row["xdp"], row["tc"], row["problems"]) == ("none", TC, [])
     topology.offload(True)
     try:
         assert _seen(topology, node.addresses[family], wanted=4) == {"a1", "b1", "b2", "c1"}
