@@ -9,8 +9,22 @@
 #ifndef POINTSMAN_ABI_H
 #define POINTSMAN_ABI_H
 
+/* service.algorithm, the low bits: how one endpoint of a set is chosen. */
 enum algorithm {
 	ALGORITHM_RANDOM = 0,
+	ALGORITHM_ROUND_ROBIN = 1,
+	ALGORITHM_LEAST_CONNECTIONS = 2, /* of two by chance the one with fewer open connections */
+	ALGORITHM_PEAK_EWMA = 3, /* of two by chance the one with less connect time times open connections */
+	ALGORITHM_MAGLEV = 4, /* a client keeps its endpoint as long as that is there */
+	ALGORITHM_MASK = 7,
+};
+
+/* service.algorithm, the other bits: what else has a say. */
+enum choice_flag {
+	CHOICE_WEIGHTED = 8, /* endpoints count as `shares` says */
+	CHOICE_POLICY = 16, /* `policies` has something about this service port */
+	CHOICE_AVOID = 32, /* endpoints that are ejected are passed over */
+	CHOICE_ZONE = 64, /* only endpoints of this zone are drawn: beyond policy.room all count */
 };
 
 /* What an empty set answers; it stands in the base half of service.set when the count is 0. */
@@ -67,7 +81,11 @@ enum counter {
 	COUNTER_UNUSED_ADDRESS = 5, /* address of the service CIDR that no Service has */
 	COUNTER_BIND_REFUSED = 6, /* bind() to a NodePort or a load balancer's port */
 	COUNTER_AFFINITY_FULL = 7, /* no room to remember a client's endpoint */
-	COUNTERS = 8,
+	COUNTER_ALL_FULL = 8, /* every endpoint has policy.max_connections */
+	COUNTER_CONNECTED = 9, /* connects that an endpoint answered */
+	COUNTER_CONNECT_FAILED = 10, /* that it did not, or not for long */
+	COUNTER_EJECTED = 11, /* endpoints, each as often as it was */
+	COUNTERS = 12,
 };
 
 /* frontends: key. Port 0 with protocol 0 catches the undefined ports of a known VIP. */
@@ -87,14 +105,14 @@ struct frontend {
 struct service {
 	__u64 set; /* count << 32 | first slot; switched by one release store */
 	__u32 owner; /* the service port, index into names; 0 = this element is not in use */
-	__u8 algorithm; /* enum algorithm; owner to packets are one 64-bit store */
+	__u8 algorithm; /* enum algorithm and CHOICE_…; owner to packets are one 64-bit store */
 	__u8 flags; /* SERVICE_… */
 	__u16 packets; /* PACKETS_… */
 	__u32 affinity; /* seconds that a client keeps its endpoint, 0 = none */
 	struct frontend_key key; /* own key: a reader compares it with what it looked up */
 	__u64 outside; /* as set, for clients outside of the cluster */
 	__u64 table; /* of `outside`: entries << 32 | first line in maglev; 0 = none; one store */
-	__u32 reserved[2];
+	__u64 inside; /* as table, of `set` */
 };
 
 /*
@@ -110,10 +128,68 @@ struct slot {
 	__u32 owner; /* the service port it belongs to */
 };
 
-/* load: what the programs know of one endpoint id. Written by programs only. */
+/*
+ * shares: how the slot of the same number is drawn in a set with weights, by Walker's aliases: a slot that
+ * was hit by chance stands for itself in `keep` of 2^32 cases, else for the one at place `other` of the set.
+ */
+struct share {
+	__u32 keep; /* with `other` one load */
+	__u32 other;
+	__u32 weight; /* of this slot's own endpoint: to MAX_WEIGHT, 0 = never chosen; WEIGHT_ELSEWHERE */
+	__u32 pad;
+};
+
+/*
+ * load: what the programs know of one endpoint id, one cache line. Written by programs only. Times are
+ * CLOCK_MONOTONIC in ns, to a few milliseconds.
+ */
 struct load {
 	__u32 generation;
 	__u32 open; /* connections open now; signed while an upgrade merges two maps */
+	__u32 owner; /* as service.owner */
+	__u32 latency; /* µs: connect time, rises at once and falls as time goes by; 0 = not known */
+	__u64 measured; /* when a connect succeeded or failed last */
+	__u64 until; /* ejected until then; 0 = not ejected; UNTIL_TRIAL: a connection tries it */
+	__u64 window; /* outcomes of late: WINDOW_… */
+	__u32 streak; /* connects that failed in a row */
+	__u32 reserved[3];
+	__u64 pad;
+};
+
+/* load.window: three counts; all are halved when there are WINDOW_FULL connects. */
+enum window {
+	WINDOW_BITS = 20, /* of each: connects, failures of them, ejections */
+	WINDOW_FULL = 1024,
+};
+
+enum {
+	MAX_WEIGHT = 10000,
+	USUAL_WEIGHT = 100,
+	WEIGHT_ELSEWHERE = 0x10000, /* in another zone: chosen where this zone has no room, never drawn */
+	UNTIL_TRIAL = 1, /* bit of load.until */
+};
+
+enum policy_flag {
+	POLICY_WATCH = 1, /* endpoints that fail are ejected, or would be */
+};
+
+/*
+ * policies: how one service port deals with its endpoints, by its owner. Written by the agent, but for
+ * `ejected`.
+ */
+struct policy {
+	__u32 flags; /* POLICY_… */
+	__u32 max_connections; /* of one endpoint from this node; 0 = as many as come */
+	__u32 room; /* connections from this node that an endpoint of its zone takes before others get some */
+	__u32 streak; /* failures in a row that eject; 0 = never */
+	__u32 percent; /* of the connects of late that failed, which eject; 0 = never */
+	__u32 volume; /* connects of late from which on the percentage counts */
+	__u64 shortest; /* ns, the first ejection; each further one is twice as long */
+	__u64 longest; /* ns */
+	__u64 trial; /* ns that a connection has to show that an endpoint is well again */
+	__u32 most; /* endpoints that may be ejected at a time */
+	__u32 pad;
+	__u64 ejected; /* now; written by programs only */
 };
 
 /* names: a service port in Kubernetes' words, for people who look into the maps. */
@@ -166,6 +242,11 @@ struct source_range {
 
 /* ---- records of sockets: an ABI of their own, which changes rarely ---- */
 
+enum counted {
+	COUNTED_OPEN = 1, /* the record stands in load.open */
+	COUNTED_OUTCOME = 2, /* how its connect ended stands in load.window */
+};
+
 /* One socket whose connect was translated. */
 struct socket {
 	__u32 endpoint;
@@ -175,7 +256,7 @@ struct socket {
 	__be16 vip_port;
 	__be16 peer_port;
 	__u8 proto;
-	__u8 counted; /* 1: this record stands in load.open */
+	__u8 counted; /* COUNTED_… */
 	__u16 pad;
 };
 
@@ -232,6 +313,8 @@ struct datagrams {
 struct correction {
 	__u32 endpoint;
 	__u32 generation;
+	__u32 owner; /* as service.owner */
+	__u32 pad;
 };
 
 /* ---- packets: what comes from outside, and from pods whose sockets the hooks can't see ---- */

@@ -6,15 +6,6 @@
 #ifndef POINTSMAN_AFFINITY_H
 #define POINTSMAN_AFFINITY_H
 
-#define NSEC_PER_SEC 1000000000ULL
-
-static __always_inline __u64 mix(__u64 x)
-{
-	x *= 0xff51afd7ed558ccdULL;
-	x ^= x >> 33;
-	x *= 0xc4ceb9fe1a85ec53ULL;
-	return x ^ x >> 33;
-}
 
 /* So that a value read while the map used its memory again for another client is not believed. */
 static __always_inline __u32 check_of(const struct affinity_key *key, const __be32 *addr, __be16 port)
@@ -54,51 +45,64 @@ static __always_inline struct slot *known_endpoint(struct affinity_key *key,
 }
 
 /*
- * The endpoint for a client of a service with affinity. Two CPUs that ask for one client at once
- * agree: of two new entries the first stays, and a replacement follows from the entry it replaces.
+ * Keeps what was chosen for a client. Two CPUs that ask for one client at once agree: of two new entries the
+ * first stays, and a replacement follows from the entry it replaces (`stale`). By chance, that is, or by a
+ * table: by turns or by load both may choose, and the later one counts from then on.
  */
-static __always_inline struct slot *pick_for_client(void *ctx, const struct destination *to,
-						    const __be32 *vip, __u32 random)
+static __always_inline struct slot *keep_endpoint(struct affinity_key *key, const struct destination *to,
+						  struct slot *slot, __u64 now, __u64 stale)
 {
-	struct affinity_key key = {};
 	struct affinity value = {};
-	struct slot *slot, *other;
-	__u64 now, stale;
+	struct slot *other;
 
-	key.netns = bpf_get_netns_cookie(ctx);
-	key.owner = to->service->owner;
-	key.family = is_v4(vip) ? 4 : 6;
-	now = bpf_ktime_get_ns();
-	slot = known_endpoint(&key, to, now, &stale);
-	if (slot)
-		return slot;
-	slot = pick(to->set, stale ? (__u32)mix(stale ^ key.netns) : random);
-	if (!slot)
-		return NULL;
 	value.seen = now;
 	copy_address(value.addr, slot->addr);
 	value.port = slot->port;
-	value.check = check_of(&key, value.addr, value.port);
+	value.check = check_of(key, value.addr, value.port);
 	if (stale) {
-		affinity.update(&key, &value);
+		affinity.update(key, &value);
 		return slot;
 	}
-	if (!affinity.insert(&key, &value))
+	if (!affinity.insert(key, &value))
 		return slot;
-	other = known_endpoint(&key, to, now, &stale);
+	other = known_endpoint(key, to, now, &stale);
 	if (other)
 		return other;
 	count(COUNTER_AFFINITY_FULL);
 	return slot;
 }
 
-/* One endpoint of the set that find_destination() found. */
+/* One endpoint of the set that find_destination() found, by 64 random bits. NULL if all are full. */
 static __always_inline struct slot *choose(void *ctx, const struct destination *to,
-					   const __be32 *vip, __u32 random)
+					   const __be32 *vip, __u64 random)
 {
-	if (to->service->affinity)
-		return pick_for_client(ctx, to, vip, random);
-	return pick(to->set, random);
+	struct affinity_key key = {};
+	__u64 now = 0, stale = 0;
+	struct slot *slot;
+
+	if (!to->service->affinity) {
+		slot = choose_at_once(to, random);
+		if (slot)
+			return slot;
+		random = mix(random); /* two others */
+	}
+	/* Of others nobody asks who they are. */
+	if (to->service->affinity || (to->service->algorithm & ALGORITHM_MASK) == ALGORITHM_MAGLEV)
+		key.netns = bpf_get_netns_cookie(ctx);
+	if (to->service->affinity) {
+		key.owner = to->service->owner;
+		key.family = is_v4(vip) ? 4 : 6;
+		now = bpf_ktime_get_ns();
+		slot = known_endpoint(&key, to, now, &stale);
+		if (slot)
+			return slot;
+		if (stale)
+			random = mix(stale ^ key.netns);
+	}
+	slot = choose_slot(to, random, key.netns);
+	if (slot && to->service->affinity)
+		return keep_endpoint(&key, to, slot, now, stale);
+	return slot;
 }
 
 #endif

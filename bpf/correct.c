@@ -3,7 +3,7 @@
  * What the agent may not do itself: it never writes `load`, because its stores would race with the
  * programs' atomic additions. It runs these with BPF_PROG_TEST_RUN, the work list as the packet.
  */
-#define MAX_CORRECTIONS 256
+#define MAX_CORRECTIONS 192
 
 /*
  * A new generation for an endpoint id. A retired one keeps its count, but nothing adds to it any
@@ -16,7 +16,8 @@ int set_generation(struct xdp_md *ctx)
 
 	for (int i = 0; i < MAX_CORRECTIONS; i++) {
 		struct load *load_of;
-		__u32 endpoint;
+		struct policy *how;
+		__u32 endpoint, owner;
 
 		if ((void *)(work + i + 1) > end)
 			break;
@@ -25,8 +26,22 @@ int set_generation(struct xdp_md *ctx)
 		/* What has this generation already keeps its count: an upgrade may set it again. */
 		if (!load_of || load_of->generation == work[i].generation)
 			continue;
-		if (!(work[i].generation & GENERATION_RETIRED))
+		/* Before it looks at `until`: see eject(). */
+		if (work[i].generation & GENERATION_RETIRED)
+			*(volatile __u32 *)&load_of->generation = work[i].generation;
+		/* The first one is the barrier, too. */
+		if (!swap(&load_of->until, 0, 0) && swap(&load_of->until, load_of->until, 0)) {
+			owner = load_of->owner;
+			how = policies.lookup(&owner);
+			if (how)
+				__sync_fetch_and_add(&how->ejected, -1);
+		}
+		if (!(work[i].generation & GENERATION_RETIRED)) {
 			load_of->open = 0;
+			load_of->owner = work[i].owner;
+			load_of->latency = load_of->streak = 0;
+			load_of->measured = load_of->window = 0;
+		}
 		barrier();
 		*(volatile __u32 *)&load_of->generation = work[i].generation;
 	}

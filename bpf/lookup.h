@@ -316,12 +316,4 @@ static __always_inline struct slot *find_member(__u64 set, const __be32 *addr, _
 	return slot && !compare(slot, addr, port) ? slot : NULL;
 }
 
-/* One endpoint of a set, by a random number. NULL only if the set reaches out of the map. */
-static __always_inline struct slot *pick(__u64 set, __u32 random)
-{
-	__u32 index = (__u32)set + (__u32)(((set >> 32) * random) >> 32);
-
-	return slots.lookup(&index);
-}
-
 #endif

@@ -30,7 +30,11 @@ MAP(array, marks, __u32, __u64, MAX_MARKS, BPF_F_MMAPABLE);
 MAP(hash, frontends, struct frontend_key, struct frontend, MAX_SERVICES, 0);
 MAP(array, services, __u32, struct service, MAX_SERVICES, BPF_F_MMAPABLE);
 MAP(array, slots, __u32, struct slot, MAX_SLOTS, BPF_F_MMAPABLE);
+MAP(array, shares, __u32, struct share, MAX_SLOTS, BPF_F_MMAPABLE);
 MAP(array, load, __u32, struct load, MAX_ENDPOINTS, BPF_F_MMAPABLE);
+MAP(array, policies, __u32, struct policy, MAX_SERVICES, BPF_F_MMAPABLE);
+/* Of each service, for round-robin: apart from what every lookup reads. */
+MAP(array, turns, __u32, __u64, MAX_SERVICES, 0);
 MAP(hash, names, __u32, struct name, MAX_SERVICES, BPF_F_NO_PREALLOC);
 MAP(array, settings, __u32, struct settings, 1, 0);
 MAP(hash, skipped_netns, __u64, __u32, MAX_SKIPPED, BPF_F_NO_PREALLOC);
@@ -44,6 +48,8 @@ MAP(array, sockets_more, __u32, struct more, MAX_BUCKETS, BPF_F_MMAPABLE);
 MAP(hash, sockets_overflow, __u64, struct overflow, MAX_OVERFLOW, 0);
 MAP(lru_hash, overflow_netns, __u64, __u32, MAX_OVERFLOW_NETNS, 0);
 MAP(lru_hash, affinity, struct affinity_key, struct affinity, MAX_AFFINITY, 0);
+/* Sockets that the agent is about to end, by cookie: that says nothing about their endpoint. */
+MAP(lru_hash, destroyed, __u64, __u32, MAX_DESTROYED, 0);
 MAP(sk_storage, datagrams, int, struct datagrams, 0, BPF_F_NO_PREALLOC);
 #ifdef HAVE_MPTCP
 /* An MPTCP socket connects by a subflow with a cookie of its own: found again by its address. */

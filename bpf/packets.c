@@ -14,8 +14,8 @@
 #include <linux/pkt_cls.h>
 #include "abi.h"
 #include "maps.h"
+#include "atomic.h"
 #include "lookup.h"
-#include "affinity.h"
 #include "parse.h"
 #include "recent.h"
 #include "flow.h"

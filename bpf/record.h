@@ -11,7 +11,6 @@
 #define POINTSMAN_RECORD_H
 
 #define COOKIE_BUSY (1ULL << 63)
-#define barrier() asm volatile("" ::: "memory")
 
 /* Where a record is. In the overflow map it has no claim word. */
 struct found {
@@ -77,19 +76,6 @@ static __always_inline bool find_record(__u64 cookie, struct bucket *bucket, __u
 	return true;
 }
 
-/*
- * The whole decision about a word. Before Linux 5.12 programs have no compare-and-swap: no place is
- * ever claimed then, and each record is in the overflow map, where the kernel decides.
- */
-static __always_inline bool swap(__u64 *word, __u64 from, __u64 to)
-{
-#ifdef HAVE_COMPARE_AND_SWAP
-	return __sync_val_compare_and_swap(word, from, to) == from;
-#else
-	return false;
-#endif
-}
-
 static __always_inline bool claim(struct place *place, __u64 cookie)
 {
 	return !place->cookie && swap(&place->cookie, 0, cookie | COOKIE_BUSY);
@@ -127,7 +113,7 @@ static __always_inline void count_open(struct socket *record)
 
 	if (load_of && load_of->generation == record->generation) {
 		__sync_fetch_and_add(&load_of->open, 1);
-		record->counted = 1;
+		record->counted |= COUNTED_OPEN;
 	}
 }
 
@@ -136,7 +122,7 @@ static __always_inline void count_closed(const struct socket *record)
 	struct load *load_of;
 	__u32 endpoint = record->endpoint;
 
-	if (!record->counted)
+	if (!(record->counted & COUNTED_OPEN))
 		return;
 	load_of = load.lookup(&endpoint);
 	if (load_of && load_of->generation == record->generation)

@@ -111,6 +111,22 @@ static __always_inline __u32 client_check(const struct client_key *key, const st
 	return mix(sum ^ ((__u64)value->addr[2] << 32 | value->addr[3]));
 }
 
+/* By the hash alone, and by weight. A zone counts for nobody here: it is not known how full it is. */
+static __always_inline struct slot *pick_by_weight(const struct target *to, __u32 hash, bool outside)
+{
+	__u32 first = (__u32)to->set, index = first + (__u32)((to->set >> 32) * hash >> 32);
+	struct share *share;
+	__u64 alias;
+
+	share = shares.lookup(&index);
+	if (share && (outside || !share->weight || !(to->service->algorithm & CHOICE_ZONE))) {
+		alias = *(volatile __u64 *)&share->keep;
+		if ((__u32)mix(hash) >= (__u32)alias)
+			index = first + (__u32)(alias >> 32);
+	}
+	return slots.lookup(&index);
+}
+
 /* The place in the set that the table has for this packet, or the hash alone without a table. */
 static __always_inline struct slot *pick_by_hash(const struct target *to, __u32 hash, bool outside)
 {
@@ -128,7 +144,7 @@ static __always_inline struct slot *pick_by_hash(const struct target *to, __u32 
 			return slots.lookup(&index);
 		}
 	}
-	return pick(to->set, hash);
+	return pick_by_weight(to, hash, outside);
 }
 
 /* Room for a client's key and value, which does not fit on the stack. */

@@ -9,7 +9,10 @@
 #include <linux/in.h>
 #include "abi.h"
 #include "maps.h"
+#include "atomic.h"
 #include "lookup.h"
+#include "outcome.h"
+#include "choose.h"
 #include "affinity.h"
 #include "record.h"
 #include "datagram.h"
@@ -102,14 +105,11 @@ static __always_inline void forget_mptcp(struct bpf_sock *ctx)
  * A random number for the choice, from what the hook has at hand: cookies are given out in sequence,
  * and mixed they spread evenly. The kernel's generator would be a noticeable part of the hook.
  */
-static __always_inline __u32 random_of(__u64 cookie, struct bucket *bucket)
+static __always_inline __u64 random_of(__u64 cookie, struct bucket *bucket)
 {
 	__u64 x = cookie ^ ((__u64)bucket->turn++ << 40);
 
-	x *= 0xff51afd7ed558ccdULL;
-	x ^= x >> 33;
-	x *= 0xc4ceb9fe1a85ec53ULL;
-	return x >> 32;
+	return mix(x);
 }
 
 /*
@@ -209,7 +209,8 @@ static __always_inline int sock_sendmsg(struct bpf_sock_addr *ctx, struct fronte
 			forget(sent, to);
 		return error;
 	}
-	slot = choose(ctx, &of, vip.addr, bpf_get_prandom_u32());
+	slot = choose(ctx, &of, vip.addr,
+		      (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32());
 	if (!slot)
 		return -ECONNREFUSED;
 	translate(to, slot->addr, slot->port);
@@ -400,6 +401,76 @@ static __always_inline bool is_of_record(struct bpf_sock_ops *ctx, const struct 
 	       record->peer_port == bpf_htons((__u16)bpf_htonl(ctx->remote_port));
 }
 
+/* How the connect of this record ended, told once: well with a connect time (µs), else badly. */
+static __always_inline void tell_outcome(struct socket *record, bool well, __u32 latency)
+{
+	__u32 endpoint = record->endpoint;
+	struct load *load_of;
+
+	if (record->counted & COUNTED_OUTCOME)
+		return;
+	record->counted |= COUNTED_OUTCOME;
+	load_of = load.lookup(&endpoint);
+	if (!load_of || load_of->generation != record->generation)
+		return;
+	if (well)
+		succeeded(load_of, latency);
+	else
+		failed(load_of, record->generation, WINDOW_CONNECT);
+}
+
+/* An answer, and the connection is gone before it said anything. */
+static __always_inline void tell_reset(struct socket *record)
+{
+	__u32 endpoint = record->endpoint;
+	struct load *load_of = load.lookup(&endpoint);
+
+	if (load_of && load_of->generation == record->generation)
+		failed(load_of, record->generation, 0);
+}
+
+/*
+ * A socket whose own program closes it has no record any more when its state changes: what ends here was
+ * ended by the other side, or by its silence.
+ */
+static __always_inline void changes_state(struct bpf_sock_ops *ctx)
+{
+	__u32 from = ctx->args[0], to = ctx->args[1];
+	struct bucket *bucket;
+	struct found found;
+	__u64 cookie;
+
+	if (to != BPF_TCP_CLOSE && from != BPF_TCP_SYN_SENT)
+		return;
+	cookie = bpf_get_socket_cookie(ctx);
+	bucket = bucket_of(cookie);
+	if (!bucket || !find_record(cookie, bucket, first_of(bucket), &found))
+		return;
+	if (to == BPF_TCP_CLOSE && destroyed.lookup(&cookie))
+		; /* by the agent, which says nothing about the endpoint */
+	else if (from == BPF_TCP_SYN_SENT)
+		tell_outcome(found.record, to == BPF_TCP_ESTABLISHED, ctx->srtt_us >> 3);
+	else if (from == BPF_TCP_ESTABLISHED && !ctx->bytes_received)
+		tell_reset(found.record);
+	if (to == BPF_TCP_CLOSE)
+		free_record(cookie, bucket);
+}
+
+/* A SYN that is not answered within a second: programs rarely wait until the kernel gives up. */
+static __always_inline void has_no_answer(struct bpf_sock_ops *ctx)
+{
+	struct bucket *bucket;
+	struct found found;
+	__u64 cookie;
+
+	if (ctx->state != BPF_TCP_SYN_SENT)
+		return;
+	cookie = bpf_get_socket_cookie(ctx);
+	bucket = bucket_of(cookie);
+	if (bucket && find_record(cookie, bucket, first_of(bucket), &found))
+		tell_outcome(found.record, false, 0);
+}
+
 /* Counting starts with the SYN and ends with TCP_CLOSE, however the connection got there. */
 int sock_ops(struct bpf_sock_ops *ctx)
 {
@@ -414,17 +485,18 @@ int sock_ops(struct bpf_sock_ops *ctx)
 		if (!bucket || !find_record(cookie, bucket, first_of(bucket), &found) ||
 		    !is_of_record(ctx, found.record))
 			break;
-		if (!found.record->counted)
+		if (!(found.record->counted & COUNTED_OPEN))
 			count_open(found.record);
 		/* Only a socket with a record pays for the seven state changes of a connection. */
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
-						       BPF_SOCK_OPS_STATE_CB_FLAG);
+						       BPF_SOCK_OPS_STATE_CB_FLAG |
+						       BPF_SOCK_OPS_RTO_CB_FLAG);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (ctx->args[1] != BPF_TCP_CLOSE)
-			break;
-		cookie = bpf_get_socket_cookie(ctx);
-		free_record(cookie, bucket_of(cookie));
+		changes_state(ctx);
+		break;
+	case BPF_SOCK_OPS_RTO_CB:
+		has_no_answer(ctx);
 		break;
 	}
 	return PROCEED;

@@ -76,7 +76,7 @@ class Lab:
         self._processes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
-        with _registry():
+        with registry():
             _sweep()  # of runs that were killed
             self.directory.mkdir(mode=0o700)
             self._lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -239,7 +239,7 @@ def stop(process: subprocess.Popen[str], grace: float = 3) -> None:
 
 def sweep() -> list[str]:
     """Removes what labs left behind whose process was killed; their names."""
-    with _registry():
+    with registry():
         return _sweep()
 
 
@@ -332,7 +332,7 @@ def _sweep() -> list[str]:
 
 
 @contextlib.contextmanager
-def _registry() -> Iterator[None]:
+def registry() -> Iterator[None]:
     """One process at a time makes or sweeps labs: none is swept before it holds its lock."""
     _REGISTRY.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(_REGISTRY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

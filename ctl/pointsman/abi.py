@@ -180,12 +180,22 @@ def _parse(text: str) -> tuple[dict[str, Layout], dict[str, int]]:
     text = _strip_comments(text)
     constants: dict[str, int] = {}
     for body in re.findall(r"enum\s*\w*\s*\{(.*?)\}\s*;", text, re.DOTALL):
-        for name, value in re.findall(r"(\w+)\s*=\s*(\w+)", body):
-            constants[name] = int(value, 0)
+        constants |= _numbers(body)
     known: dict[str, Layout] = {}
     for name, body in re.findall(r"struct\s+(\w+)\s*\{(.*?)\}\s*;", text, re.DOTALL):
         known[name] = _layout(name, body, known)
     return known, constants
+
+
+def _numbers(body: str) -> dict[str, int]:
+    """Of an enum, each written out."""
+    found = {}
+    for line in filter(None, (line.strip() for line in body.split(","))):
+        match = re.fullmatch(r"(\w+)\s*=\s*(\w+)", line)
+        if not match:
+            raise ValueError(f"abi.h, an enum: cannot read {line!r}")
+        found[match[1]] = int(match[2], 0)
+    return found
 
 
 def _layout(name: str, body: str, known: Mapping[str, Layout]) -> Layout:
@@ -229,7 +239,7 @@ def enumerators(name: str, directory: Path | None = None) -> dict[str, int]:
     match = re.search(rf"enum\s+{name}\s*\{{(.*?)\}}\s*;", text, re.DOTALL)
     if match is None:
         raise KeyError(name)
-    return {each: int(value, 0) for each, value in re.findall(r"(\w+)\s*=\s*(\w+)", match[1])}
+    return _numbers(match[1])
 
 
 def map_specs(

@@ -20,6 +20,7 @@ from pointsman import host, netlink, netns, state, systemd
 from pointsman.builtin import DnsService, dns_address
 from pointsman.devicewatch import DevicesNow
 from pointsman.dns import DnsServer
+from pointsman.draining import Draining
 from pointsman.edge import Edge
 from pointsman.errors import PointsmanError
 from pointsman.events import Changed, Event, Listed, Problem, Problems, Reach
@@ -31,6 +32,7 @@ from pointsman.plan import Garbage
 from pointsman.planner import Planner
 from pointsman.probes import Probes
 from pointsman.reaper import Found, Reaped
+from pointsman.rebalancer import Drained, Rebalancer
 from pointsman.report import Reporter
 from pointsman.settings import Reconfigured, Settings
 from pointsman.surroundings import OptedOut, Surroundings
@@ -46,6 +48,7 @@ _RETRY = 1.0  # seconds until a failed sync is tried again
 _HEARTBEAT = 1.0  # seconds between two writings of the status file, at most
 _IDLE = 10.0  # and when nothing happens: the programs go on counting
 _LONG = 30.0  # seconds for a start
+_PATIENCE = 5.0  # seconds for all threads to end; what then still works ends with the process
 
 
 class Source(Protocol):
@@ -63,10 +66,11 @@ class Companion(Protocol):
 
 
 class Listener(Protocol):
-    """Hears when the programs are attached, and of everything that is wrong now, each time that
-    changes. Must not wait."""
+    """Hears when the programs are attached, of everything that is wrong now, each time that
+    changes, and what else there is to say of an object. Must not wait."""
 
     def attached(self) -> None: ...
+    def normal(self, ref: Ref, reason: str, note: str) -> None: ...
     def problems(self, found: Sequence[Problem]) -> None: ...
 
 
@@ -93,7 +97,7 @@ class _Reread:
     """One of those asked to has done so."""
 
 
-_Told = Found | Reaped | OptedOut | DevicesNow | Loaded
+_Told = Found | Reaped | Drained | OptedOut | DevicesNow | Loaded
 _Message = Event | _Probed | _Reload | _Reread | _Reclaimed | _Addresses | _Told | Reconfigured
 
 
@@ -129,6 +133,7 @@ class Agent:
         self._source_problems: tuple[Problem, ...] = ()
         self._config_problems: tuple[Problem, ...] = ()
         self._reach: Reach | None = None
+        self._draining = Draining(self._say)
         self._dns: DnsServer | None = None
         self._probes = Probes(settings, self._telemetry, lambda: self._queue.put(_Probed()))
         self.failed = ""
@@ -189,6 +194,7 @@ class Agent:
                 self._queue.put,
                 tcp=settings.end_tcp,
             )
+            self._rebalancer = Rebalancer(self._sync.loaded.generation.maps, self._queue.put)
             self._prepare_host()
             netlink.load()
             self._probes.start()
@@ -208,11 +214,13 @@ class Agent:
             self._edge.stop()
             if threads:
                 self._left_behind.stop()
+                self._rebalancer.stop()
             self._probes.stop()
             if self._dns:
                 self._dns.stop()
+            until = time.monotonic() + _PATIENCE
             for thread in threads:
-                thread.join(timeout=5)
+                thread.join(max(0.0, until - time.monotonic()))
             if threads:
                 self._write_status(stopped=True)
             self._edge.close()
@@ -226,6 +234,7 @@ class Agent:
             ("addresses", self._watch_addresses),
             ("reclaim", self._reclaim),
             ("reaper", self._left_behind.run),
+            ("drains", self._rebalancer.run),
             ("optouts", self._surroundings.run),
             ("devices", self._edge.run),
             ("sweep", self._edge.sweep),
@@ -365,6 +374,8 @@ class Agent:
                         self._telemetry.stage("conntrack", message.took)
                 case Reaped():
                     self._left_behind.take(message)
+                case Drained():
+                    self._draining.take(message)
                 case OptedOut():
                     self._surroundings.take(message)
                     self._sync.skip()
@@ -414,6 +425,7 @@ class Agent:
         """The maps are in step; as a `whole`: what left before is to be looked for, too."""
         self._status_due = True
         self._probes.follow(touched, self._sync.tracker, self._surroundings.context)
+        self._rebalancer.follow(self._sync.asked(touched))
         if not whole:
             self._left_behind.look_after(touched, self._sync.tracker)
             return
@@ -462,6 +474,10 @@ class Agent:
 
     # -- telling -----------------------------------------------------------------------------
 
+    def _say(self, ref: Ref, reason: str, note: str) -> None:
+        for listener in self.listeners:
+            listener.normal(ref, reason, note)
+
     def problems(self) -> list[Problem]:
         """Everything an operator should mend now."""
         found = [*self._source_problems, *self._config_problems, *self._surroundings.problems]
@@ -479,7 +495,7 @@ class Agent:
         self._status_due = False
         self._status_at = time.monotonic()
         problems = self._tell_problems()
-        sync, stale = self._sync, self._left_behind.status()
+        sync, stale, drains = self._sync, self._left_behind.status(), self._draining.status()
         told = self._reporter.write(
             sync.tracker,
             self._dns,
@@ -494,11 +510,15 @@ class Agent:
             },
             problems=[dataclasses.asdict(problem) for problem in problems],
             stale=stale,
+            drains=drains,
             noLocalEndpoints=dict(sync.no_local_endpoints()),
+            slowStart=sync.slow(),
             **self._surroundings.status(),
             **self._edge.status(),
         )
-        self._probes.tell(sync, told["balanced"], stale, self._dns, problems, told["packets"])
+        self._probes.tell(
+            sync, told["balanced"], stale, drains, self._dns, problems, told["packets"]
+        )
         self._unit.status(_summary(sync.attached, told["balanced"], len(problems)))
 
 

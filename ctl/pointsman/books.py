@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import socket
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
-from pointsman import abi
+from pointsman import abi, shares
 from pointsman.allocate import Extents, Ids
 from pointsman.plan import RETIRED, Element, Garbage, Limits, Plan, Run, Snapshot
 from pointsman.values import Backend, Frontend, PortName
@@ -23,8 +23,8 @@ _pack_slot = abi.layouts()["slot"].packer(
 _htons = socket.htons
 _NOTHING = Snapshot({}, {}, {}, {}, {})
 
-#: Endpoints, and where each is; () where nobody asks.
-Members = tuple[tuple[Backend, ...], tuple[int, ...]]
+#: Endpoints, where each is (() where nobody asks), and their weights (() if all are alike).
+Members = tuple[tuple[Backend, ...], tuple[int, ...], tuple[int, ...]]
 
 
 class Full(Exception):
@@ -39,7 +39,12 @@ class Extent:
     first: int
     members: tuple[Backend, ...]
     places: tuple[int, ...] = ()
+    weights: tuple[int, ...] = ()
     users: int = 0
+
+    @property
+    def key(self) -> Members:
+        return self.members, self.places, self.weights
 
 
 @dataclass(slots=True)
@@ -177,16 +182,15 @@ class Books:
                 self._old_services[frontend] = service
             if element.owner < limits.services and element.owner not in snapshot.names:
                 self._old_owners[name] = element.owner
-            members = (
-                member
-                for run in {(element.first, element.count), (*element.outside,)}
-                for member in inherited.slots.get(run, ())
-            )
+            # `load` names the owner: one that it knows already has to have the same number.
+            same = self._owners.get(name, self._old_owners.get(name)) == element.owner
+            members = (m for run in element.runs for m in inherited.slots.get(run, ()))
             for backend, ident, generation in members:
                 # A start before this one may have given it out in these maps already.
                 if (
                     ident < limits.endpoints
                     and ident not in taken
+                    and (same or ident not in snapshot.generations)
                     and generation == inherited.generations.get(ident)
                     and generation == snapshot.generations.get(ident, generation)
                 ):
@@ -221,7 +225,12 @@ class Books:
         """The slots of this run if they are whole: each endpoint id stands for one backend of one
         owner, with the generation that `load` has. Anything else is rebuilt."""
         members = snapshot.slots[run]
-        key = (owner, tuple(backend for backend, _, _ in members), snapshot.places.get(run, ()))
+        key = (
+            owner,
+            tuple(backend for backend, _, _ in members),
+            snapshot.places.get(run, ()),
+            snapshot.weights.get(run, ()),
+        )
         if extent := self._extents.get(key):
             return extent if extent.first == run.first else None
         known = self._endpoints.get(owner, {})
@@ -237,12 +246,12 @@ class Books:
             taken[ident] = (owner, backend)
             mine[backend] = ident
             self._uses[ident] += 1
-        extent = self._extents[key] = Extent(run.first, key[1], key[2])
+        extent = self._extents[key] = Extent(run.first, *key[1:])
         return extent
 
     def _drop_set(self, owner: int, extent: Extent, taken: dict[int, tuple[int, Backend]]) -> None:
         """Takes an adoption back: the frontend is broken in another way."""
-        del self._extents[owner, extent.members, extent.places]
+        del self._extents[owner, *extent.key]
         mine = self._endpoints[owner]
         for backend in extent.members:
             ident = mine[backend]
@@ -295,6 +304,15 @@ class Books:
     def name_of(self, owner: int) -> PortName:
         return self._names[owner]
 
+    def endpoints(self, name: PortName) -> dict[Backend, tuple[int, int]]:
+        """Endpoint id and generation of each endpoint of a service port."""
+        mine = self._endpoints.get(self._owners.get(name, 0), {})
+        return {backend: (ident, self._generations[ident]) for backend, ident in mine.items()}
+
+    @property
+    def owners(self) -> Collection[int]:
+        return self._names.keys()
+
     def join(self, owner: int) -> None:
         """One frontend more belongs to this owner."""
         self._users[owner] += 1
@@ -345,17 +363,17 @@ class Books:
         """The slots of these endpoints for this owner: shared by all its frontends."""
         found: list[Extent | None] = []
         fresh: list[Extent] = []
-        for members, places in wanted:
+        for key in wanted:
+            members = key[0]
             if not members:
                 found.append(None)
                 continue
-            extent = self._extents.get((owner, members, places))
+            extent = self._extents.get((owner, *key))
             if extent is None:  # new, as a set and an outside set that are alike
-                key = (members, places)
-                extent = next((e for e in fresh if (e.members, e.places) == key), None)
+                extent = next((e for e in fresh if e.key == key), None)
             if extent is None:
                 first = self._run_of(len(members), reserve, fresh)
-                extent = Extent(first, members, places)
+                extent = Extent(first, *key)
                 fresh.append(extent)
             found.append(extent)
         if fresh:
@@ -403,7 +421,9 @@ class Books:
                 generation = self._generations[ident]
                 packed.append(_pack_slot(address, _htons(port), place, ident, generation, owner))
             plan.slots.append((extent.first, b"".join(packed)))
-            self._extents[owner, extent.members, extent.places] = extent
+            # Also where all are alike: who looks at weights a moment too early finds no others'.
+            plan.shares.append((extent.first, shares.packed(extent.weights, len(packed))))
+            self._extents[owner, *extent.key] = extent
 
     def _new_endpoints(self, owner: int, new: list[Backend], plan: Plan) -> bool:
         """Ids for backends that this owner did not have; False, and nothing done, without room."""
@@ -425,7 +445,7 @@ class Books:
             self._generations[ident] = generation
             mine[backend] = ident
             old.pop((name, backend), None)
-        plan.generations += found
+        plan.generations += [(*each, owner) for each in found]
         return True
 
     def leave(self, owner: int, extent: Extent | None, plan: Plan) -> None:
@@ -435,7 +455,7 @@ class Books:
         extent.users -= 1
         if extent.users:
             return
-        del self._extents[owner, extent.members, extent.places]
+        del self._extents[owner, *extent.key]
         plan.garbage.extents.append((extent.first, len(extent.members)))
         mine = self._endpoints[owner]
         for backend in extent.members:

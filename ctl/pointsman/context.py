@@ -8,6 +8,24 @@ from pointsman.values import Address
 
 
 @dataclass(frozen=True, slots=True)
+class Ejection:
+    """When an endpoint whose connects fail is passed over, and for how long. Times in seconds; a
+    count or percentage of 0 is never reached."""
+
+    #: Connects that failed one after the other; or, of late, so many percent of so many at least.
+    consecutive_failures: int = 5
+    failure_percent: int = 50
+    minimum_connects: int = 20
+    #: The first time, doubled for each further one, up to the longest.
+    shortest: float = 10
+    longest: float = 300
+    #: Share of a set that may be passed over at a time.
+    most_percent: int = 30
+    #: How long one connection has to show that the endpoint is well again.
+    trial: float = 3
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The operator's choices. The defaults are kube-proxy's."""
 
@@ -25,6 +43,11 @@ class Policy:
     bind_guard: bool = True
     #: Addresses of the service CIDRs that no Service has are refused.
     refuse_unused_cluster_ips: bool = False
+    #: What Services without such annotations get: values of those of `choice`.
+    algorithm: str = "random"
+    outlier_ejection: str = "off"
+    #: For all Services.
+    ejection: Ejection = Ejection()
 
 
 @dataclass(frozen=True, slots=True)

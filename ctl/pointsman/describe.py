@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pointsman.inspect import (
-    EndpointRow,
-    FrontendRow,
-    Reader,
-    ServiceRow,
-    endpoints,
-    frontends,
-    held,
-)
+from pointsman.endpointrows import EndpointRow, endpoints
+from pointsman.inspect import FrontendRow, Reader, ServiceRow, frontends, held
 from pointsman.objects import EndpointSlice, LoadBalancerIngress, Service, ServicePort
 
 _NONE, _UNSET = "<none>", "<unset>"
@@ -38,11 +31,11 @@ def describe(service: Service, slices: Iterable[EndpointSlice]) -> str:
     return align(lines)
 
 
-def align(lines: Iterable[Line]) -> str:
+def align(lines: Iterable[Line], indent: str = "") -> str:
     """Two columns, the second where the longest label has left two spaces."""
     lines = list(lines)
     width = max((len(label) for label, _ in lines), default=0) + 2
-    return "".join(f"{label:{width}}{text}\n" for label, text in lines)
+    return "".join(f"{indent}{label:{width}}{text}\n" for label, text in lines)
 
 
 def _head(service: Service) -> list[Line]:
@@ -207,11 +200,12 @@ def local_endpoints(slices: Iterable[EndpointSlice], node: str) -> frozenset[str
 
 
 def describe_kernel(
-    reader: Reader, namespace: str, name: str
+    reader: Reader, namespace: str, name: str, now: int
 ) -> list[tuple[str, list[EndpointRow]]]:
-    """What the kernel holds of one Service: for each frontend a line, and its endpoints."""
+    """What the kernel holds of one Service: for each frontend a line, and its endpoints. `now` is
+    CLOCK_MONOTONIC in ns."""
     rows = {row.id: row for row in frontends(reader)}
-    by_id = {row.id: row for row in endpoints(reader)}
+    by_id = {row.id: row for row in endpoints(reader, now)}
     return [
         (
             _frontend_line(rows[each.ident]),
@@ -220,6 +214,16 @@ def describe_kernel(
         for each in held(reader)
         if each.name[:2] == (namespace, name)
     ]
+
+
+def describe_policies(reader: Reader, namespace: str, name: str) -> list[Line]:
+    """How each port of one Service deals with its endpoints, where it says anything of that."""
+    found = {
+        row.port_name or _UNSET: str(row.policy)
+        for row in frontends(reader)
+        if (row.namespace, row.service) == (namespace, name) and row.policy
+    }
+    return [(f"Policy of port {port}:", text) for port, text in found.items()]
 
 
 def _outside(row: FrontendRow) -> str:
@@ -241,6 +245,7 @@ def _frontend_line(row: FrontendRow) -> str:
         affinity = f", affinity {row.affinity_seconds} s" if row.affinity_seconds else ""
         empty = f", no endpoints: {row.when_empty}" if row.when_empty else ""
         flags = f", {' '.join(row.flags)}" if row.flags else ""
-        line = f"{row.frontend}  id {row.id}, {row.kind}, {row.algorithm}{affinity}{flags}{empty}"
+        chosen = ", ".join((row.algorithm, *row.choice))
+        line = f"{row.frontend}  id {row.id}, {row.kind}, {chosen}{affinity}{flags}{empty}"
         line += _outside(row)
     return line if row.consistent else f"{line}, not in force: its service has another key"

@@ -19,6 +19,7 @@ from pointsman.events import Event, Listed, Problem, Problems, Reach
 from pointsman.kube.access import Access
 from pointsman.manifests import ManifestSource
 from pointsman.settings import Settings
+from pointsman.slowstart import Steps, slowed
 from pointsman.tracker import Tracker
 from pointsman.values import Entry
 from pointsman.wanted import all_refs, resolve_ref
@@ -86,7 +87,10 @@ def read(given: Inputs) -> tuple[Tracker, tuple[Problem, ...]]:
         ) from None
     memory = given.state_dir / state.LAST_GOOD
     listed, problems = ManifestSource(given.manifests, memory).read()
-    tracker = Tracker(ClusterIPs(given.service_cidrs, state.read_claims(given.state_dir)))
+    tracker = Tracker(
+        ClusterIPs(given.service_cidrs, state.read_claims(given.state_dir)),
+        state.read_annotations(given.state_dir),
+    )
     dns = _dns_service(given)
     tracker.fold(dns.add(listed) if dns else listed)
     return tracker, problems.problems
@@ -111,7 +115,7 @@ def _read_cluster(given: Inputs, access: Access) -> tuple[Tracker, tuple[Problem
         proxy_name=given.proxy_name,
         with_headless=bool(given.dns_listen),
     )
-    tracker = Tracker()
+    tracker = Tracker(kept=state.read_annotations(given.state_dir))
     problems: tuple[Problem, ...] = ()
     why, failed = "it did not answer in time", False
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -145,10 +149,10 @@ def _dns_service(given: Inputs) -> DnsService | None:
     return DnsService(served, given.dns_listen) if served else None
 
 
-def entries(tracker: Tracker, context: Context) -> list[Entry]:
-    """Every frontend that the maps should have on this node."""
+def entries(tracker: Tracker, context: Context, slow: Steps) -> list[Entry]:
+    """Every frontend that the maps should have on this node, with endpoints that are `slow`."""
     return [
         entry
         for ref in all_refs(tracker, context)
-        for entry in resolve_ref(ref, tracker, context)[0]
+        for entry in slowed(resolve_ref(ref, tracker, context)[0], slow.get(ref, {}))
     ]

@@ -13,7 +13,8 @@ from pointsman import abi
 from pointsman.events import Problem
 from pointsman.values import Address, is_ipv4
 
-#: Among the names of devices: those with a default route. Of modes: native, or TC alone.
+#: Among the names of devices: those with a default route, and `cluster_side`. Of modes: native, or
+#: TC alone.
 AUTO = "auto"
 NODE, POD, RAW, XDP = (abi.constants()[f"DEVICE_{name}"] for name in ("NODE", "POD", "RAW", "XDP"))
 NO_ADDRESS, NO_MAC = bytes(16), bytes(6)
@@ -26,6 +27,12 @@ NO_ADDRESS, NO_MAC = bytes(16), bytes(6)
 _TC_ALONE = frozenset(("veth", "tun", "vif", "bonding", "vxlan", "geneve"))
 #: NETDEV_XDP_ACT_…: whether a driver's program may send to other devices; whether it takes that.
 _REDIRECTS, _TAKES = 1 << 1, 1 << 2
+_PAIRS = frozenset(("veth", "netkit"))  # how pods are joined to a node
+NO_WAY_OUT = "no device has a default route, or an address of this Node"
+FIND_A_WAY_OUT = (
+    "add a default route, or give the Node object an InternalIP that is on a device, or name "
+    "devices with --devices ('none' if nobody comes from outside)"
+)
 NO_FRAMES = "its frames are not Ethernet's, or it has no neighbours"  # gre, sit, ppp, dummy
 _MAX_DEVICES = 256  # MAX_DEVICES, see Sizes
 
@@ -115,14 +122,14 @@ class Route:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """The devices of a network namespace at one moment. `local_ports`: first and last port that
-    the kernel gives to connections (net.ipv4.ip_local_port_range). `beyond`: by which endpoints on
-    other nodes are reached (ifindex)."""
+    the kernel gives to connections (net.ipv4.ip_local_port_range). `cluster`: see `cluster_side`,
+    now or before."""
 
     devices: tuple[Device, ...] = ()
     addresses: tuple[Assigned, ...] = ()
     defaults: tuple[Route, ...] = ()
     local_ports: tuple[int, int] = (32768, 60999)
-    beyond: frozenset[int] = frozenset()
+    cluster: frozenset[int] = frozenset()
 
     def carries(self, device: Device) -> bool:
         """Whether a VLAN's device stands on it."""
@@ -202,6 +209,32 @@ def choose(packets: Packets, seen: Seen, around: Surrounding) -> Choice:
     return Choice(tuple(kept), unserved, tuple(problems))
 
 
+def cluster_side(
+    seen: Seen, around: Surrounding, ways: Mapping[Address, tuple[int, Address]]
+) -> frozenset[int]:
+    """The devices, by ifindex, that face the cluster: those with this Node's own addresses, and
+    those that lead to other nodes or endpoints there, as overlays' do: replies come in by them.
+    `ways`: (ifindex, next hop) by address.
+
+    A pod's device may have this node's address, too (an unnumbered link), or lead to a pod that
+    calls itself a node (virtual kubelets)."""
+    pairs = {device.index for device in seen.devices if device.kind in _PAIRS}
+    facing = {
+        index for address, (index, _) in ways.items()
+        if address in around.endpoints or index not in pairs
+    }  # fmt: skip
+    for own in around.own_addresses:
+        having = {each.index for each in seen.addresses if each.address == own}
+        if len(having) > 1:  # else it may be a pair: of a node that is a container itself
+            having -= pairs
+        facing |= having
+    return frozenset(
+        device.index
+        for device in seen.devices
+        if device.index in facing and servable(device) and not device.loopback
+    ) - (around.pods or frozenset())
+
+
 def vlans(served: Iterable[Served]) -> dict[tuple[int, int], int]:
     """The `vlans` map: (ifindex of the lower device, tag) → ifindex of the VLAN's device."""
     return {(one.lower, one.vlan): one.device.index for one in served if one.lower}
@@ -212,16 +245,13 @@ def _node_devices(
 ) -> Iterator[Device]:
     if packets.devices == (AUTO,):
         indexes = {route.index for route in seen.defaults}
-        found = [
-            d for d in seen.devices
-            # An overlay's device is where replies of endpoints on other nodes come in.
-            if not d.loopback and (d.index in indexes or (d.index in seen.beyond and servable(d)))
-        ]  # fmt: skip
+        indexes |= seen.cluster
+        found = [d for d in seen.devices if d.index in indexes and not d.loopback]
         if not found:
             problems.append(
                 Problem(
-                    "packets from outside are not served: no device has a default route",
-                    "add one, or name devices with --devices ('none' if nobody comes from outside)",
+                    f"packets from outside are not served: {NO_WAY_OUT}",
+                    FIND_A_WAY_OUT,
                     severity="warning",
                 )
             )

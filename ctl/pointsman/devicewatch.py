@@ -19,6 +19,8 @@ from pointsman.devicemaps import DeviceMaps
 from pointsman.deviceproblems import Outcome, problems, rows, unserved_ways
 from pointsman.devices import (
     AUTO,
+    FIND_A_WAY_OUT,
+    NO_WAY_OUT,
     NODE,
     Choice,
     Packets,
@@ -27,6 +29,7 @@ from pointsman.devices import (
     Surrounding,
     aimed,
     choose,
+    cluster_side,
     targets,
 )
 from pointsman.events import Problem
@@ -41,9 +44,8 @@ _PAUSE = 1.0  # seconds until a look that failed is repeated
 _AGAIN = 30.0  # seconds until what failed is tried again
 _ROUTES = 15.0  # seconds between two looks for new ways to other nodes
 _NO_WAY_OUT = Problem(
-    "no device has a default route: what an agent before attached goes on as it is, and nobody "
-    "follows it",
-    "add one, or name devices with --devices ('none' if nobody comes from outside)",
+    f"{NO_WAY_OUT}: what an agent before attached goes on as it is, and nobody follows it",
+    FIND_A_WAY_OUT,
     severity="warning",
 )
 
@@ -80,12 +82,13 @@ class DeviceWatch:
         self._defaults: tuple[Route, ...] = ()  # the last that there were
         self._mode = ""
         self._able: frozenset[int] = frozenset()  # devices to which XDP may send
+        self._near = False  # whether it was said that there can be none
         self._hops_for: object = None
         self._hops_fault = ""
         self._ways_for: object = None
         self._ways_at = 0.0
         self._ways: dict[Address, neighbours.NextHop] = {}
-        self._beyond: frozenset[int] = frozenset()  # devices that ever led to endpoints elsewhere
+        self._cluster: frozenset[int] = frozenset()  # devices that ever faced the cluster
 
     def begin(self, programs: Path, maps: Path) -> None:
         """The lookup maps are filled: from here on devices are served, by these programs. How is
@@ -165,20 +168,19 @@ class DeviceWatch:
         self._tell(DevicesNow(tuple(rows(choice, outcomes)), found))
 
     def _look_around(self, packets: Packets, around: Surrounding) -> Seen | None:
-        """What there is now. A route that is away for a moment is no reason to take programs off,
-        and to end all open connections: the last one counts. None: nothing is known yet, and what a
-        former agent attached stays."""
+        """What there is now. A route or address that is away for a moment is no reason to take
+        programs off, and to end all open connections: the last one counts. None: nothing is known
+        yet, and what a former agent attached stays."""
         seen = devices.seen()
         self._find_ways(seen, around)
         there = {device.index for device in seen.devices}
-        now = {way[0] for address, way in self._ways.items() if address in around.endpoints}
-        self._beyond = (self._beyond | now) & there
-        seen = replace(seen, beyond=self._beyond)
+        self._cluster = (self._cluster | cluster_side(seen, around, self._ways)) & there
+        seen = replace(seen, cluster=self._cluster)
         if AUTO not in packets.devices:
             return seen
         if seen.defaults:
             self._defaults = seen.defaults
-        elif not self._defaults and self._links.present():
+        elif not (self._defaults or self._cluster) and self._links.present():
             return None
         return replace(seen, defaults=self._defaults)
 
@@ -221,7 +223,14 @@ class DeviceWatch:
     def _aim(self, maps: DeviceMaps) -> None:
         """Lets XDP send to those devices whose drivers take it now that a program is there."""
         native = {index for index, one in self._done.items() if one.xdp == "native"}
-        able = targets(native, devices.xdp_features()) if native else frozenset()
+        features = devices.xdp_features() if native else {}
+        if len(native) > 1 and not features and not self._near:
+            self._near = True
+            log.info(
+                "XDP sends packets only out of the device that they came in at, TC out of others: "
+                "drivers say what they take from Linux 6.3 on"
+            )
+        able = targets(native, features)
         if able != self._able:
             self._able = able
             for one in self._done.values():

@@ -20,6 +20,7 @@ from pointsman.inspect import (
     UNKNOWN,
     Reader,
     algorithm_name,
+    choice_names,
     cidr_text,
     empty_name,
     flag_names,
@@ -29,8 +30,9 @@ from pointsman.inspect import (
     skipped_netns,
 )
 from pointsman.maglev import lines_of, stamp
-from pointsman.plan import Element, Run
+from pointsman.plan import Element, Run, Slot
 from pointsman.ranges import source_text
+from pointsman.shares import ELSEWHERE, normal
 from pointsman.values import PROTOCOL_NAMES, PortName, endpoint_text
 
 #: Number of the map type to its name (enum bpf_map_type).
@@ -45,7 +47,10 @@ TYPES = {
 }
 _BUSY = 1 << 63  # COOKIE_BUSY of bpf/record.h
 _layouts = abi.layouts()
-_read_load = _layouts["load"].reader("generation", "open")
+# Of any version: generation and open connections came first in all of them.
+_read_load = struct.Struct("=2I").unpack_from
+_read_share = _layouts["share"].reader("keep", "other", "weight")
+_COUNTED_OPEN = abi.constants()["COUNTED_OPEN"]
 
 Row = dict[str, Any]
 #: Of which there are always as many: how full they are says nothing.
@@ -85,7 +90,7 @@ def used(source: Source, name: str) -> int | None:
     """How many elements of a map are in use; None for the storage that lives in sockets."""
     if name == "services":
         return sum(1 for _ in _elements(source))
-    if name == "slots":
+    if name in ("slots", "shares"):
         return sum(count for _, count in extents(source))
     if name == "load":
         return sum(1 for generation in source.generations().values() if not generation & RETIRED)
@@ -105,13 +110,11 @@ def _elements(source: Source) -> Iterator[tuple[int, Element]]:
 
 def extents(source: Source) -> list[tuple[int, int]]:
     """(first slot, count) of every set in use, each once: Services' VIPs share them."""
-    elements = [element for _, element in _elements(source)]
-    runs = {(e.first, e.count) for e in elements}.union(e.outside for e in elements)
-    return sorted(run for run in runs if run[1])
+    return sorted({run for _, element in _elements(source) for run in element.runs})
 
 
 def _tables(source: Source) -> set[Run]:
-    return {e.table for _, e in _elements(source) if e.table.count}
+    return {table for _, element in _elements(source) for table in element.tables}
 
 
 # -- one function for each map -------------------------------------------------------------------
@@ -137,11 +140,14 @@ def _services(source: Source) -> Iterator[Row]:
             "owner": element.owner,
             "name": _owner_name(names, element.owner),
             "algorithm": algorithm_name(element.algorithm),
+            "choice": list(choice_names(element.algorithm)),
             "affinitySeconds": element.affinity,
             "flags": list(flag_names(element.flags)),
             "firstSlot": element.first if element.count else None,
             "count": element.count,
             "whenEmpty": _when_empty(element),
+            "insideFirstLine": element.inside.first if element.inside.count else None,
+            "insideEntries": element.inside.count or None,
             "packets": list(packets_names(element.packets)),
             "outsideFirstSlot": element.outside.first if element.outside.count else None,
             "outsideCount": element.outside.count if element.packets else None,
@@ -173,21 +179,75 @@ def _slots(source: Source) -> Iterator[Row]:
                 "owner": slot.owner,
                 "name": _owner_name(names, slot.owner),
                 "place": PLACES.get(slot.place),
+                "weight": slot.weighs,
+                "otherZone": slot.elsewhere,
             }
+
+
+def _shares(source: Source) -> Iterator[Row]:
+    """`keep` of 2^32 draws that hit a slot are its own, the others those of the place `other`."""
+    taken = {first + i for first, count in extents(source) for i in range(count)}
+    for key, value in source.items("shares"):
+        if (slot := _number(key)) in taken:
+            keep, other, weight = _read_share(value)
+            yield {
+                "slot": slot,
+                "weight": weight & (ELSEWHERE - 1),
+                "otherZone": bool(weight & ELSEWHERE),
+                "keep": keep,
+                "other": other,
+            }
+
+
+def _policies(source: Source) -> Iterator[Row]:
+    names = source.names()
+    for owner, element in sorted(source.policies().items()):
+        policy = element.policy
+        yield {
+            "owner": owner,
+            "name": _owner_name(names, owner),
+            "watch": policy.watch,
+            "maxConnections": policy.max_connections or None,
+            "room": policy.room,
+            "streak": policy.streak or None,
+            "percent": policy.percent or None,
+            "volume": policy.volume,
+            "shortestSeconds": policy.shortest / 1e9,
+            "longestSeconds": policy.longest / 1e9,
+            "trialSeconds": policy.trial / 1e9,
+            "most": element.most,
+            "ejected": source.ejected(owner),
+        }
+
+
+def _turns(source: Source) -> Iterator[Row]:
+    keys = {ident: frontend for frontend, ident in source.frontends().items()}
+    for key, value in source.items("turns"):
+        if turn := _number(value):
+            service = _number(key)
+            frontend = str(keys[service]) if service in keys else ""
+            yield {"service": service, "frontend": frontend, "turn": turn}
 
 
 def _maglev(source: Source) -> Iterator[Row]:
     """One row for each table: "stale" if it was made for other endpoints than the set has."""
-    found = {each.element.table: each for each in held(source) if each.element.table.count}
-    for run, each in sorted(found.items()):
-        current = source.stamp(run) == stamp([slot.backend for slot in each.outside])
+    found: dict[Run, tuple[Element, PortName, tuple[Slot, ...], tuple[int, ...]]] = {}
+    for each in held(source):
+        element, weights = each.element, normal([slot.weight for slot in each.slots])
+        outside = normal([slot.weight for slot in each.outside])
+        found[element.inside] = (element, each.name, each.slots, weights)
+        found[element.table] = (element, each.name, each.outside, outside)
+    for run, (element, name, slots, weights) in sorted(found.items()):
+        if not run.count:
+            continue
+        current = source.stamp(run) == stamp([slot.backend for slot in slots], weights)
         yield {
             "firstLine": run.first,
             "lines": lines_of(run.count),
             "entries": run.count,
-            "endpoints": len(each.outside),
-            "owner": each.element.owner,
-            "name": "" if each.name == UNKNOWN else str(each.name),
+            "endpoints": len(slots),
+            "owner": element.owner,
+            "name": "" if name == UNKNOWN else str(name),
             "state": "current" if current else "stale",
         }
 
@@ -204,12 +264,27 @@ def _source_ranges(source: Source) -> Iterator[Row]:
 
 
 def _load(source: Source) -> Iterator[Row]:
+    names = source.names()
     for ident, raw in source.generations().items():
         _, opened = source.load(ident)
         if not raw & RETIRED or opened:
-            state = "retired" if raw & RETIRED else "valid"
-            generation = raw & ~RETIRED
-            yield {"id": ident, "generation": generation, "state": state, "open": opened}
+            known = source.outcomes(ident)
+            yield {
+                "id": ident,
+                "generation": raw & ~RETIRED,
+                "state": "retired" if raw & RETIRED else "valid",
+                "open": opened,
+                "owner": known.owner,
+                "name": _owner_name(names, known.owner),
+                "connectMicroseconds": known.latency or None,
+                "measured": known.measured or None,
+                "connects": known.connects,
+                "failures": known.failures,
+                "streak": known.streak,
+                "ejections": known.ejections,
+                "ejectedUntil": known.until or None,
+                "trial": known.trial,
+            }
 
 
 def _raw_load(name: str) -> Callable[[Source], Iterator[Row]]:
@@ -279,7 +354,7 @@ def _record(record: Mapping[str, Any]) -> Row:
         "protocol": PROTOCOL_NAMES.get(record["proto"], str(record["proto"])),
         "id": record["endpoint"],
         "generation": record["generation"],
-        "counted": bool(record["counted"]),
+        "counted": bool(record["counted"] & _COUNTED_OPEN),
     }
 
 
@@ -334,6 +409,11 @@ def _overflow_netns(source: Source) -> Iterator[Row]:
         yield {"netns": _number(key), "records": _number(value)}
 
 
+def _destroyed(source: Source) -> Iterator[Row]:
+    for key, _ in source.items("destroyed"):
+        yield {"cookie": _number(key)}
+
+
 def _mptcp(source: Source) -> Iterator[Row]:
     for key, value in source.items("mptcp"):
         yield {"address": f"{_number(key):#x}", **_record(_layouts["socket"].decode(value))}
@@ -354,6 +434,9 @@ DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
     "frontends": _frontends,
     "services": _services,
     "slots": _slots,
+    "shares": _shares,
+    "policies": _policies,
+    "turns": _turns,
     "maglev": _maglev,
     "source_ranges": _source_ranges,
     "load": _load,
@@ -367,6 +450,7 @@ DUMPS: dict[str, Callable[[Source], Iterator[Row]]] = {
     "sockets_overflow": _sockets_overflow,
     "overflow_netns": _overflow_netns,
     "affinity": _affinity,
+    "destroyed": _destroyed,
     "mptcp": _mptcp,
     **dumppackets.DUMPS,
 }

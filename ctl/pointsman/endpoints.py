@@ -13,6 +13,7 @@ import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
+from pointsman.choice import USUAL_WEIGHT, WEIGHT, weight_of
 from pointsman.objects import (
     Endpoint,
     EndpointConditions,
@@ -36,7 +37,9 @@ TOPOLOGY_MODES = (
     "service.kubernetes.io/topology-mode",
 )
 
-_Group = tuple[EndpointPort, ...]
+_Ports = tuple[EndpointPort, ...]
+#: A weight, and ports: what a slice's endpoints have in common.
+_Group = tuple[int, _Ports]
 
 
 def selects(service: Service, pod: Pod) -> bool:
@@ -56,13 +59,14 @@ def selects(service: Service, pod: Pod) -> bool:
 def endpoint_slices(
     service: Service, pods: Iterable[Pod], zones: Mapping[str, str] = {}
 ) -> tuple[EndpointSlice, ...]:
-    """The slices of a Service, one for each family and each set of resolved ports among its pods.
+    """The slices of a Service, one for each family, weight, and set of resolved ports among its
+    pods.
 
     Equal input in any order of pods gives equal output; slices are named
-    `<service>-<family>-<n>`, n from 0, in the order of their ports. A name may come to stand for
-    other ports after a change, so a Service's slices are to be replaced all at once. The `pods`
-    may be those of all namespaces. Addresses must be valid (see `validate`). `zones` has, by the
-    name of a node, the zone it is in (its label topology.kubernetes.io/zone).
+    `<service>-<family>-<n>`, n from 0, in the order of their weights and ports. A name may come to
+    stand for others after a change, so a Service's slices are to be replaced all at once. The
+    `pods` may be those of all namespaces. Addresses must be valid (see `validate`). `zones` has,
+    by the name of a node, the zone it is in (its label topology.kubernetes.io/zone).
     """
     chosen = sorted(
         (pod for pod in pods if selects(service, pod) and _has_endpoint(pod)),
@@ -92,27 +96,32 @@ def _slices(
     for pod in pods:
         zone = zones.get(pod.spec.node_name, "")
         if addresses := _addresses(pod, family):
-            groups[_ports(service, pod)].append(_endpoint(service, pod, addresses, zone))
+            group = weight_of(pod.metadata.annotations), _ports(service, pod)
+            groups[group].append(_endpoint(service, pod, addresses, zone))
     labels = dict(service.metadata.labels)
     labels.pop(HEADLESS, None)
     labels |= {SERVICE_NAME: service.metadata.name, MANAGED_BY: "pointsman"}
     if service.headless:
         labels[HEADLESS] = ""
-    for n, ports in enumerate(sorted(groups, key=_order)):
+    for n, group in enumerate(sorted(groups, key=_order)):
+        weight, ports = group
         yield EndpointSlice(
             metadata=ObjectMeta(
                 name=f"{service.metadata.name}-{family.lower()}-{n}",
                 namespace=service.metadata.namespace,
                 labels=labels,
+                annotations={} if weight == USUAL_WEIGHT else {WEIGHT: str(weight)},
             ),
             address_type=family,
-            endpoints=tuple(groups[ports]),
+            endpoints=tuple(groups[group]),
             ports=ports,
         )
 
 
-def _order(ports: _Group) -> list[tuple[str, str, int]]:
-    return [(port.name or "", port.protocol, port.port or 0) for port in ports]
+def _order(group: _Group) -> tuple[int, list[tuple[str, str, int]]]:
+    weight, ports = group
+    # Heaviest first: a canary's slice is one more, and renames no other.
+    return -weight, [(port.name or "", port.protocol, port.port or 0) for port in ports]
 
 
 def _has_endpoint(pod: Pod) -> bool:
@@ -177,7 +186,7 @@ def _hints(service: Service, node: str, zone: str) -> EndpointHints | None:
     return EndpointHints(for_zones=for_zones, for_nodes=for_nodes)
 
 
-def _ports(service: Service, pod: Pod) -> _Group:
+def _ports(service: Service, pod: Pod) -> _Ports:
     """The Service's ports as this pod has them; a port the pod does not have is left out."""
     resolved = ((port, _target(port, pod)) for port in service.spec.ports)
     return tuple(

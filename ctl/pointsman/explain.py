@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pointsman import abi
 from pointsman.affinityrows import decode_affinity
+from pointsman.explainchoice import Candidate, candidate_step, choice, outcome
 from pointsman.inspect import (
     LOOPBACK,
     NODE,
@@ -15,11 +16,14 @@ from pointsman.inspect import (
     POD,
     REMOTE_NODE,
     UNKNOWN,
+    PolicyRow,
     Reader,
     algorithm_name,
+    choice_words,
     cidr_text,
     empty_name,
     flags_text,
+    policy_row,
 )
 from pointsman.marks import fold
 from pointsman.plan import Element, Slot
@@ -43,6 +47,8 @@ NOT_A_SERVICE = "not-a-service"
 #: Who connects: a process in the host's network namespace, or one in a namespace of its own.
 HOST, ELSEWHERE = "host", "pod"
 _ERRNO = {REFUSED: "ECONNREFUSED", UNREACHABLE: "EHOSTUNREACH"}
+#: What a kernel makes of all of them whose programs have no bpf_set_retval().
+_NOT_PERMITTED = dict.fromkeys(_ERRNO, "EPERM")
 _UNTOUCHED = "not a Service: the address is used as it is"
 _THIS_NODE = abi.constants()["SERVICE_THIS_NODE"]
 _HOST_NETNS = abi.constants()["SERVICE_HOST_NETNS"]
@@ -54,19 +60,6 @@ _WHOSE = (
     (LOOPBACK, "the loopback address"),
     (PASS, "an address at which nothing is refused"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One endpoint that a connection may get. `current`: its connections are counted."""
-
-    endpoint: str
-    id: int
-    generation: int
-    load_generation: int
-    current: bool
-    open: int
-    probability: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +90,8 @@ class Explanation:
     service: str
     frontend_id: int | None
     algorithm: str
+    choice: tuple[str, ...]
+    policy: PolicyRow | None
     affinity: Affinity | None
     endpoints: tuple[Candidate, ...]
 
@@ -141,10 +136,18 @@ def parse_destination(text: str) -> Frontend:
     return Frontend(to_address(match[1] or match[2]), int(match[3]), protocol)
 
 
-def explain(reader: Reader, destination: Frontend, client: str = HOST, now: int = 0) -> Explanation:
+def explain(
+    reader: Reader,
+    destination: Frontend,
+    client: str = HOST,
+    now: int = 0,
+    *,
+    tells_why: bool = True,
+) -> Explanation:
     """Follows `find_destination` of bpf/lookup.h and `choose` of bpf/affinity.h for this address,
-    port and protocol. `client` is HOST or ELSEWHERE, `now` CLOCK_MONOTONIC in ns."""
-    walk = _Walk(reader, destination, client)
+    port and protocol. `client` is HOST or ELSEWHERE, `now` CLOCK_MONOTONIC in ns. `tells_why`:
+    whether this kernel's programs choose the error of what they refuse, or it is always EPERM."""
+    walk = _Walk(reader, destination, client, _ERRNO if tells_why else _NOT_PERMITTED)
     found = walk.find()
     notes = walk.notes()
     if isinstance(found, _Missed):
@@ -152,7 +155,7 @@ def explain(reader: Reader, destination: Frontend, client: str = HOST, now: int 
             destination=str(destination),
             client=client,
             verdict=found.verdict,
-            errno=_ERRNO.get(found.verdict, ""),
+            errno=walk.errno.get(found.verdict, ""),
             result=found.result,
             why=found.why,
             notes=notes,
@@ -160,6 +163,8 @@ def explain(reader: Reader, destination: Frontend, client: str = HOST, now: int 
             service=found.service,
             frontend_id=found.ident,
             algorithm="",
+            choice=(),
+            policy=None,
             affinity=None,
             endpoints=(),
         )
@@ -170,11 +175,14 @@ def _of_service(walk: _Walk, found: _Found, notes: tuple[str, ...], now: int) ->
     reader, destination, steps = walk.reader, walk.destination, walk.steps
     element, owner = found.element, found.owner
     service = str(owner) if owner != UNKNOWN else f"owner {element.owner}, which has no name"
+    policy = policy_row(reader, element, reader.policies())
+    more = choice_words(element.algorithm, policy)
     algorithm = algorithm_name(element.algorithm)
+    chosen_by = ", ".join((algorithm, *more))
     sticky = f", client affinity {element.affinity} s" if element.affinity else ""
-    steps.append(f"service {found.ident}: belongs to {service}, algorithm {algorithm}{sticky}")
+    steps.append(f"service {found.ident}: belongs to {service}, algorithm {chosen_by}{sticky}")
     what = f"{found.what} of {service}{found.where}" if found.what else service
-    verdict, why = TRANSLATED, f"{destination} is {what}, which chooses by {algorithm}"
+    verdict, why = TRANSLATED, f"{destination} is {what}, which chooses by {chosen_by}"
     candidates: tuple[Candidate, ...] = ()
     remembered: Affinity | None = None
     if not element.count:
@@ -182,7 +190,7 @@ def _of_service(walk: _Walk, found: _Found, notes: tuple[str, ...], now: int) ->
         steps.append(f"set: empty, which means {empty}")
         verdict = UNREACHABLE if empty == "unreachable" else REFUSED
         lacks = "no endpoints under its policy" if verdict == UNREACHABLE else "no endpoints"
-        result = f"{_ERRNO[verdict]}: service has {lacks}"
+        result = f"{walk.errno[verdict]}: service has {lacks}"
         why = f"{destination} is {what}, whose set is empty"
     else:
         slots = reader.slots(element.first, element.count)
@@ -195,26 +203,34 @@ def _of_service(walk: _Walk, found: _Found, notes: tuple[str, ...], now: int) ->
             remembered = _affinity(reader, element, destination.address, slots, now)
             steps.append(_affinity_step(remembered, walk.client))
             kept = remembered.endpoint if walk.client == HOST else ""
-        candidates = tuple(_candidate(reader, slot, element.count, kept) for slot in slots)
-        steps += [_candidate_step(c, element.first + i) for i, c in enumerate(candidates)]
+        if policy:
+            steps.append(f"policy: {policy}")
+        client = walk.settings["host_netns"] if walk.client == HOST else 0
+        chosen = choice(reader, element, slots, client, kept, now)
+        candidates = chosen.candidates
+        steps += chosen.steps
+        steps += [candidate_step(c, element.first + i) for i, c in enumerate(candidates)]
         if kept and remembered:
             result = f"{_who(destination)} gets {kept}, the endpoint that this client has"
             why = f"{destination} is {what}, which keeps a client's endpoint; this one for "
             why += f"{remembered.left_seconds:.0f} s more, each new connection prolongs it"
         else:
-            result = _chance(destination, len(candidates))
-            if element.affinity:
+            result = outcome(chosen, element.algorithm, _who(destination), walk.errno[REFUSED])
+            if chosen.nobody:
+                verdict = REFUSED
+            elif element.affinity:
                 why += f" and then keeps a client's endpoint for {element.affinity} s"
             if missing := element.count - len(slots):
                 steps.append(f"{_plural(missing, 'slot')} beyond the end of the map")
-                result += f"; {missing} in {element.count} fail with ECONNREFUSED: no such slot"
+                result += f"; {missing} in {element.count} fail with {walk.errno[REFUSED]}: "
+                result += "no such slot"
     if remembered:
         notes = (*notes, _others(remembered, walk.client))
     return Explanation(
         destination=str(destination),
         client=walk.client,
         verdict=verdict,
-        errno=_ERRNO.get(verdict, ""),
+        errno=walk.errno.get(verdict, ""),
         result=result,
         why=why,
         notes=notes,
@@ -222,6 +238,8 @@ def _of_service(walk: _Walk, found: _Found, notes: tuple[str, ...], now: int) ->
         service=str(owner) if owner != UNKNOWN else "",
         frontend_id=found.ident,
         algorithm=algorithm,
+        choice=more,
+        policy=policy,
         affinity=remembered,
         endpoints=candidates,
     )
@@ -230,10 +248,13 @@ def _of_service(walk: _Walk, found: _Found, notes: tuple[str, ...], now: int) ->
 class _Walk:
     """From a destination to a service, noting each step."""
 
-    def __init__(self, reader: Reader, destination: Frontend, client: str) -> None:
+    def __init__(
+        self, reader: Reader, destination: Frontend, client: str, errno: Mapping[str, str]
+    ) -> None:
         self.reader = reader
         self.destination = destination
         self.client = client
+        self.errno = errno
         self.steps: list[str] = []
         self.settings = reader.settings()
         self.names = reader.names()
@@ -326,7 +347,7 @@ class _Walk:
         if cidrs:
             cidr = cidr_text(*cidrs[0])
             self.steps.append(f"settings: unused addresses of {cidr} are refused")
-            result = f"ECONNREFUSED: no Service has the address {text}"
+            result = f"{self.errno[REFUSED]}: no Service has the address {text}"
             why = f"{text} is in the service CIDR {cidr}, and the agent was told to refuse what "
             return _Missed(REFUSED, result, why + "no Service uses there")
         why = f"{text} is the address of no Service and of no node"
@@ -336,7 +357,7 @@ class _Walk:
         key, owner = self.destination, self._owner(element)
         address = to_text(key.address)
         service = f"{owner.namespace}/{owner.service}" if owner != UNKNOWN else ""
-        result = f"ECONNREFUSED: no Service defines port {_port_text(key)} of {address}"
+        result = f"{self.errno[REFUSED]}: no Service defines port {_port_text(key)} of {address}"
         why = f"{address} is the ClusterIP of {service or 'a Service'}, which has no "
         why += f"port {key.port}/{PROTOCOL_NAMES[key.protocol]}"
         return _Missed(REFUSED, result, why, service, ident)
@@ -423,40 +444,6 @@ def _others(found: Affinity, client: str) -> str:
         f"each network namespace is a client of its own: {others} {who} have an endpoint now, "
         "see 'pointsman get affinity'"
     )
-
-
-def _candidate(reader: Reader, slot: Slot, count: int, kept: str) -> Candidate:
-    """`kept`: the endpoint that the client has already, "" if it is to choose."""
-    generation, opened = reader.load(slot.endpoint)
-    endpoint = endpoint_text(*slot.backend)
-    return Candidate(
-        endpoint=endpoint,
-        id=slot.endpoint,
-        generation=slot.generation,
-        load_generation=generation,
-        current=generation == slot.generation,
-        open=opened,
-        probability=float(endpoint == kept) if kept else round(1 / count, 6),
-    )
-
-
-def _candidate_step(candidate: Candidate, index: int) -> str:
-    known = (
-        f"generation {candidate.generation} as in load"
-        if candidate.current
-        else f"generation {candidate.generation}, but load has {candidate.load_generation}: "
-        "its connections are not counted"
-    )
-    return (
-        f"slot {index}: {candidate.endpoint}, probability {candidate.probability:.1%}, "
-        f"{candidate.open} open, endpoint {candidate.id}, {known}"
-    )
-
-
-def _chance(destination: Frontend, count: int) -> str:
-    if count == 1:
-        return f"{_who(destination)} gets the one endpoint"
-    return f"{_who(destination)} gets one of {count} endpoints at random"
 
 
 def _who(destination: Frontend) -> str:

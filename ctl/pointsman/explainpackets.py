@@ -27,7 +27,7 @@ from pointsman.flows import (
     tuple_of,
 )
 from pointsman.inspect import NODE, UNKNOWN, Reader, empty_name
-from pointsman.maglev import PER_LINE, flow_hash
+from pointsman.maglev import PER_LINE, flow_hash, hit
 from pointsman.marks import fold
 from pointsman.plan import Element, Slot
 from pointsman.values import (
@@ -303,7 +303,7 @@ class _Walk:
             return self._empty(first, local=local)
         slots = self._reader.slots(first, count)
         self._steps.append(f"outside set: {count} endpoints, slots {first} to {first + count - 1}")
-        shares = self._shares(element, count)
+        shares = self._shares(element, slots)
         endpoints = tuple(
             PacketEndpoint(
                 endpoint_text(*slot.backend), slot.endpoint, _where(slot), round(shares[i], 6)
@@ -331,11 +331,13 @@ class _Walk:
         why = f"{self._owner} has no endpoints"
         return self._end(REFUSED, "refused by ICMP port unreachable", why, counter="packet_refused")
 
-    def _shares(self, element: Element, count: int) -> list[float]:
+    def _shares(self, element: Element, slots: tuple[Slot, ...]) -> list[float]:
         """Of the new flows, by place in the set."""
-        first, entries = element.table
+        (first, entries), count = element.table, len(slots)
         if not entries:
-            return [1 / count] * count
+            weights = [slot.weight for slot in slots]
+            total = sum(weights)
+            return [weight / total for weight in weights] if total else [1 / count] * count
         lines = range(first, first + -(-entries // PER_LINE))
         places = [place for line in lines for place in self._packets.line(line)][:entries]
         found = Counter(places)
@@ -361,10 +363,10 @@ class _Walk:
             if place < len(slots):
                 return slots[place], "which chooses by its Maglev table"
             self._steps.append(f"place {place}: not in the set, so the hash alone chooses")
-        place = count * number >> 32
-        self._steps.append(f"hash {number:#010x}: place {place} of {count}")
-        if place >= len(slots):
+        if count * number >> 32 >= len(slots):
             return None, "whose set reaches beyond the end of the map"
+        place = hit([slot.weight for slot in slots], number)
+        self._steps.append(f"hash {number:#010x}: place {place} of {count}")
         return slots[place], "which chooses by a hash of client, ports and protocol"
 
     def _kept(self, element: Element, slots: tuple[Slot, ...]) -> Slot | None:

@@ -36,6 +36,7 @@ class Sizes:
             "MAX_OVERFLOW_NETNS": 4096,
             "MAX_MPTCP": 16384,
             "MAX_AFFINITY": 65536,
+            "MAX_DESTROYED": 4096,
             "MAX_SKIPPED": 4096,
             "MAX_LINES": self.lines,
             "MAX_SOURCE_RANGES": 16384,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -59,6 +60,7 @@ def report(seen: Observation) -> Report:
         "warnings": [
             *(f"kernel {seen.kernel}: {lack}" for lack in seen.lacks),
             *(note for note in (kernel_sockets_note(seen.kernel), _away(_source(seen))) if note),
+            *filter(None, [_drains(seen)["problem"]]),
             *device_warnings(devices),
             *warnings(of_packets),
         ],
@@ -75,6 +77,7 @@ def report(seen: Observation) -> Report:
         "counters": dict(seen.counters),
         "noLocalEndpoints": _numbers(seen, "noLocalEndpoints", "internal", "external"),
         "stale": _numbers(seen, "stale", "destroyed", "flowsDeleted", "checks"),
+        "drains": _drains(seen),
         "optedOut": _numbers(seen, "optedOut", "pods", "namespaces", "waiting"),
         "problems": _problems(seen),
     }
@@ -151,8 +154,14 @@ def _node(seen: Observation) -> Report:
 
 def _policy(seen: Observation) -> Report:
     """Empty if no agent has said it."""
-    policy = seen.status.get("policy") or {}
-    return {camel(name): value for name, value in policy.items()}
+    return _camel(seen.status.get("policy") or {})
+
+
+def _camel(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        camel(name): _camel(value) if isinstance(value, dict) else value
+        for name, value in found.items()
+    }
 
 
 def _numbers(seen: Observation, part: str, *names: str) -> dict[str, int]:
@@ -251,6 +260,22 @@ def _dns(seen: Observation) -> Report:
         "queries": dict(dns.get("queries") or {}),
         "forwarded": dns.get("forwarded", 0),
     }
+
+
+def _drains(seen: Observation) -> Report:
+    """`closed` connections since the agent started; those that are under way, by Service."""
+    drains = seen.status.get("drains") or {}
+    return {
+        **_numbers(seen, "drains", "closed", "left"),
+        "services": dict(drains.get("services") or {}),
+        "problem": drains.get("problem") or "",
+    }
+
+
+def drain_text(drain: Mapping[str, Any]) -> str:
+    """Of one Service, as Draining.status() has it."""
+    waits = f", waits for {drain['waits']}" if drain.get("waits") else ""
+    return f"{drain['closed']} ended, {drain['left']} left, at {drain['rate']}{waits}"
 
 
 def _problems(seen: Observation) -> list[Report]:

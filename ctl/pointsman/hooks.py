@@ -76,13 +76,15 @@ FEATURES: tuple[tuple[str, ...], ...] = (
 LOST = {
     "HAVE_SET_RETVAL": "connects, datagrams and binds that are refused all fail with EPERM "
     "(bpf_set_retval() is there from Linux 5.18 on)",
-    "HAVE_COMPARE_AND_SWAP": "every record of a connected socket is in sockets_overflow, of which "
-    "one network namespace may take a quarter (programs compare and swap from Linux 5.12 on)",
+    "HAVE_COMPARE_AND_SWAP": "no endpoint is ejected, and every record of a connected socket "
+    "is in sockets_overflow, of which one network namespace may take a quarter (programs compare "
+    "and swap from Linux 5.12 on)",
     "HAVE_MPTCP": "getpeername() of an MPTCP socket tells the endpoint, not the Service "
     "(bpf_skc_to_mptcp_sock() is there from Linux 5.19 on)",
 }
-#: bpf_set_retval() by number, for a program of that type.
+#: bpf_set_retval() and bpf_skc_to_mptcp_sock() by number, for a program of that type.
 SET_RETVAL = (_CGROUP_SOCK_ADDR, 187)
+SKC_TO_MPTCP_SOCK = (_CGROUP_SOCK_ADDR, 196)
 #: bpf_ktime_get_coarse_ns() likewise: where it is not, nothing for packets need be compiled.
 COARSE_CLOCK = (_SCHED_CLS, 160)
 NO_PACKETS = (

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
-from pointsman import abi
+from pointsman import abi, weigh
+from pointsman.outcomes import Outcomes
 from pointsman.plan import Element, Run, Slot
+from pointsman.policies import NO_POLICY, PolicyElement
 from pointsman.ranges import Source
 from pointsman.values import (
     ANY_IPV4,
@@ -17,7 +19,6 @@ from pointsman.values import (
     Address,
     Frontend,
     PortName,
-    endpoint_text,
     is_ipv4,
     to_text,
 )
@@ -32,7 +33,13 @@ def _enumerators(prefix: str) -> dict[int, str]:
     }
 
 
-ALGORITHMS = _enumerators("ALGORITHM_")
+ALGORITHM_MASK = abi.constants()["ALGORITHM_MASK"]
+ALGORITHMS = {
+    number: name.replace("_", "-")
+    for number, name in _enumerators("ALGORITHM_").items()
+    if number != ALGORITHM_MASK
+}
+CHOICES = _enumerators("CHOICE_")
 EMPTY = _enumerators("EMPTY_")
 FLAGS = _enumerators("SERVICE_")
 PACKETS = _enumerators("PACKETS_")
@@ -61,16 +68,27 @@ class Reader(Protocol):
     def service(self, ident: int) -> Element: ...
     def slots(self, first: int, count: int) -> tuple[Slot, ...]: ...
     def load(self, endpoint: int) -> tuple[int, int]: ...
+    def outcomes(self, endpoint: int) -> Outcomes: ...
+    def policies(self) -> Mapping[int, PolicyElement]: ...
+    def ejected(self, owner: int) -> int: ...
     def generations(self) -> Mapping[int, int]: ...
     def owned(self) -> list[int]: ...
     def ranges(self) -> Mapping[int, frozenset[Source]]: ...
     def stamp(self, table: Run) -> bytes: ...
+    def line(self, index: int) -> tuple[int, ...]: ...
     def settings(self) -> dict[str, Any]: ...
     def items(self, name: str) -> Iterable[tuple[bytes, bytes]]: ...
 
 
 def algorithm_name(number: int) -> str:
-    return ALGORITHMS.get(number, f"unknown ({number})")
+    """Of service.algorithm: ALGORITHM_PEAK_EWMA | CHOICE_WEIGHTED → "peak-ewma"."""
+    kind = number & ALGORITHM_MASK
+    return ALGORITHMS.get(kind, f"unknown ({kind})")
+
+
+def choice_names(number: int) -> tuple[str, ...]:
+    """Of its other bits: ALGORITHM_PEAK_EWMA | CHOICE_WEIGHTED → ("weighted",)."""
+    return _names(number & ~ALGORITHM_MASK, CHOICES)
 
 
 def empty_name(number: int) -> str:
@@ -151,23 +169,53 @@ class ServiceRow:
     endpoints: int
     open: int
     algorithms: tuple[str, ...]
+    choice: tuple[str, ...]
+    ejected: int
     affinity_seconds: int
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointRow:
-    """One endpoint of one Service port. `current`: the programs count its connections, since the
-    generation in `load` is the one that its slots have."""
+class PolicyRow:
+    """How one service port deals with its endpoints, in the words of the annotations:
+    `outlier_ejection` is off, on or observe, `same_zone_connections` None where zones do not
+    matter. `most` may be ejected at a time, `ejected` are now."""
 
-    namespace: str
-    service: str
-    port: str
-    endpoint: str
-    id: int
-    generation: int
-    current: bool
-    open: int
+    outlier_ejection: str
+    consecutive_failures: int
+    failure_percent: int
+    minimum_connects: int
+    shortest_seconds: float
+    longest_seconds: float
+    trial_seconds: float
+    most: int
+    ejected: int
+    max_connections: int
+    same_zone_connections: int | None
+
+    def __str__(self) -> str:
+        found = []
+        if self.outlier_ejection != "off":
+            verb = "ejects" if self.outlier_ejection == "on" else "would eject (observe)"
+            reasons = []
+            if self.consecutive_failures:
+                reasons.append(f"{self.consecutive_failures} failures in a row")
+            if self.failure_percent:
+                least = self.minimum_connects
+                reasons.append(f"{self.failure_percent} % of at least {least} connects failed")
+            found.append(
+                f"{verb} after {' or '.join(reasons) or 'nothing'}, for "
+                f"{self.shortest_seconds:g} to {self.longest_seconds:g} s, {self.most} at most; "
+                f"ejected now: {self.ejected}"
+            )
+        if self.max_connections:
+            found.append(f"at most {self.max_connections} open for each endpoint")
+        if self.same_zone_connections is not None:
+            found.append(
+                f"beyond {self.same_zone_connections} open for each endpoint of this zone others "
+                "get a share"
+            )
+        return "; ".join(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +244,8 @@ class FrontendRow:
     id: int
     owner: int
     algorithm: str
+    choice: tuple[str, ...]
+    policy: PolicyRow | None
     affinity_seconds: int
     flags: tuple[str, ...]
     first_slot: int
@@ -262,11 +312,13 @@ def _kind(frontend: Frontend, element: Element, name: PortName, vip: bool) -> st
 
 
 def frontends(reader: Reader) -> list[FrontendRow]:
-    return [_frontend_row(reader, each) for each in held(reader)]
+    policies = reader.policies()
+    return [_frontend_row(reader, each, policies) for each in held(reader)]
 
 
-def _frontend_row(reader: Reader, each: Held) -> FrontendRow:
+def _frontend_row(reader: Reader, each: Held, policies: Mapping[int, PolicyElement]) -> FrontendRow:
     frontend, element = each.frontend, each.element
+    policy = policy_row(reader, element, policies)
     return FrontendRow(
         namespace=each.name.namespace,
         service=each.name.service,
@@ -281,6 +333,8 @@ def _frontend_row(reader: Reader, each: Held) -> FrontendRow:
         id=each.ident,
         owner=element.owner,
         algorithm=algorithm_name(element.algorithm),
+        choice=choice_words(element.algorithm, policy),
+        policy=policy,
         affinity_seconds=element.affinity,
         flags=flag_names(element.flags),
         first_slot=element.first if element.count else 0,
@@ -291,6 +345,44 @@ def _frontend_row(reader: Reader, each: Held) -> FrontendRow:
         table_entries=element.table.count,
         consistent=element.frontend == frontend,
     )
+
+
+def policy_row(
+    reader: Reader, element: Element, policies: Mapping[int, PolicyElement]
+) -> PolicyRow | None:
+    """None where nothing is asked of a policy."""
+    if not element.algorithm & weigh.CHOICE_POLICY:
+        return None
+    found, most = policies.get(element.owner, NO_POLICY)
+    ejection = "on" if element.algorithm & weigh.CHOICE_AVOID else "observe"
+    zone = element.algorithm & weigh.CHOICE_ZONE
+    return PolicyRow(
+        outlier_ejection=ejection if found.watch else "off",
+        consecutive_failures=found.streak,
+        failure_percent=found.percent,
+        minimum_connects=found.volume,
+        shortest_seconds=found.shortest / 1e9,
+        longest_seconds=found.longest / 1e9,
+        trial_seconds=found.trial / 1e9,
+        most=most,
+        ejected=reader.ejected(element.owner) if found.watch else 0,
+        max_connections=found.max_connections,
+        same_zone_connections=found.room if zone else None,
+    )
+
+
+def choice_words(algorithm: int, policy: PolicyRow | None) -> tuple[str, ...]:
+    """What has a say beside the algorithm: ("weighted", "max-connections=9")."""
+    found = ["weighted"] if algorithm & weigh.CHOICE_WEIGHTED else []
+    if policy is None:
+        return tuple(found)
+    if policy.outlier_ejection != "off":
+        found.append(f"outlier-ejection={policy.outlier_ejection}")
+    if policy.max_connections:
+        found.append(f"max-connections={policy.max_connections}")
+    if policy.same_zone_connections is not None:
+        found.append(f"same-zone-connections={policy.same_zone_connections}")
+    return tuple(found)
 
 
 def outside_empty_name(element: Element) -> str:
@@ -310,37 +402,26 @@ def _open(reader: Reader, slot: Slot) -> int:
     return opened if generation == slot.generation else 0
 
 
-def endpoints(reader: Reader) -> list[EndpointRow]:
-    """Each endpoint once, however many VIPs of its Service port lead to it."""
-    rows: dict[tuple[PortName, int], EndpointRow] = {}
-    for each in held(reader):
-        for slot in (*each.slots, *each.outside):
-            if (each.name, slot.endpoint) in rows:
-                continue
-            rows[each.name, slot.endpoint] = EndpointRow(
-                namespace=each.name.namespace,
-                service=each.name.service,
-                port=each.name.port,
-                endpoint=endpoint_text(*slot.backend),
-                id=slot.endpoint,
-                generation=slot.generation,
-                current=reader.load(slot.endpoint)[0] == slot.generation,
-                open=_open(reader, slot),
-            )
-    return list(rows.values())
-
-
 def services(reader: Reader) -> list[ServiceRow]:
     groups: dict[tuple[str, str], list[Held]] = {}
     for each in held(reader):
         if is_service(each.name):
             groups.setdefault(each.name[:2], []).append(each)
-    return [_service_row(reader, *key, group) for key, group in groups.items()]
+    policies = reader.policies()
+    return [_service_row(reader, *key, group, policies) for key, group in groups.items()]
 
 
-def _service_row(reader: Reader, namespace: str, name: str, group: list[Held]) -> ServiceRow:
+def _service_row(
+    reader: Reader,
+    namespace: str,
+    name: str,
+    group: list[Held],
+    policies: Mapping[int, PolicyElement],
+) -> ServiceRow:
     real = [each for each in group if not each.frontend.wildcard]
     slots = {slot.endpoint: slot for each in real for slot in each.slots}
+    rows = {each.element.owner: policy_row(reader, each.element, policies) for each in real}
+    words = [choice_words(each.element.algorithm, rows[each.element.owner]) for each in real]
     return ServiceRow(
         namespace=namespace,
         name=name,
@@ -351,6 +432,8 @@ def _service_row(reader: Reader, namespace: str, name: str, group: list[Held]) -
         endpoints=len({slot.backend for slot in slots.values()}),
         open=sum(_open(reader, slot) for slot in slots.values()),
         algorithms=tuple(dict.fromkeys(algorithm_name(each.element.algorithm) for each in real)),
+        choice=tuple(dict.fromkeys(word for each in words for word in each)),
+        ejected=sum(row.ejected for row in rows.values() if row),
         affinity_seconds=max((each.element.affinity for each in real), default=0),
         ids=tuple(each.ident for each in group),
     )

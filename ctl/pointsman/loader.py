@@ -33,11 +33,10 @@ from pointsman.hooks import (
     HELPERS,
     HOOKS,
     NO_PACKETS,
-    SET_RETVAL,
     SWEEP,
     Hook,
 )
-from pointsman.loading import PACKETS
+from pointsman.loading import PACKETS, lacking
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 #: Say nothing about what was to be loaded.
@@ -173,11 +172,8 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     else:
         hooks = [*HOOKS, *(h for h in HELPERS if h.name in request["helpers"])]
         # Compiling takes longest: what needs something that is known to lack is not tried.
-        there = {
-            "HAVE_SET_RETVAL": bpf.has_helper(*SET_RETVAL),
-            "HAVE_COMPARE_AND_SWAP": bpf.compares_and_swaps(),
-        }
-        variants = tuple(v for v in FEATURES if all(there.get(name, True) for name in v))
+        lacks = set(lacking())
+        variants = tuple(v for v in FEATURES if lacks.isdisjoint(v))
     try:
         if not text:
             raise Failed("NoCompiler", f"{directory} has no packets.c")

@@ -14,15 +14,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pointsman import errors
-from pointsman.hooks import LOST
+from pointsman import bpf, errors
+from pointsman.hooks import LOST, SET_RETVAL, SKC_TO_MPTCP_SOCK
 
 log = logging.getLogger("pointsman.agent")
 
 #: Names of modules, as errors have them.
 SOCKETS, PACKETS = "socket", "packet"
-#: docs/kernels.md.
-_KNOWN = "they are known to load on Linux 6.1 and newer"
+#: The oldest Linux that is known to load them: docs/kernels.md.
+_OLDEST = {SOCKETS: "5.10", PACKETS: "6.1"}
 #: Seconds for each. The verifier needs some for packets, and many times that on a busy machine; a
 #: startup probe must have more patience than this. An emulated machine takes longer still.
 TIMEOUT = 120.0
@@ -51,8 +51,19 @@ def load(module: str, request: Mapping[str, Any]) -> None:
     kind: type[errors.PointsmanError] = getattr(errors, reply["kind"])
     message = f"the {module} programs could not be loaded: {reply['error']}"
     if kind is errors.KernelTooOld:
-        message += f" ({_KNOWN}; this is {platform.release()})"
+        known = f"they are known to load on Linux {_OLDEST[module]} and newer"
+        message += f" ({known}; this is {platform.release()})"
     raise kind("\n  ".join([message, *_telling(told)]))
+
+
+def lacking() -> tuple[str, ...]:
+    """Of the features in LOST those that this kernel has not, by trying; they cost no load."""
+    there = {
+        "HAVE_SET_RETVAL": bpf.has_helper(*SET_RETVAL),
+        "HAVE_COMPARE_AND_SWAP": bpf.compares_and_swaps(),
+        "HAVE_MPTCP": bpf.has_helper(*SKC_TO_MPTCP_SOCK),
+    }
+    return tuple(name for name, found in there.items() if not found)
 
 
 def _timeout() -> float:

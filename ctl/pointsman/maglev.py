@@ -16,8 +16,9 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from heapq import heapify, heapreplace
 
-from pointsman import abi
+from pointsman import abi, shares
 from pointsman.values import Backend
 
 #: Primes, each with room for a stamp behind it. A table has 100 entries for each endpoint or more:
@@ -34,12 +35,18 @@ _VERSION = b"1"
 _halves = struct.Struct("<QQ")
 
 
-def size_for(endpoints: int) -> int:
-    """How many entries the table of so many endpoints has; 0 if it needs none, or is too large."""
+def size_for(endpoints: int, weights: Sequence[int] = ()) -> int:
+    """How many entries the table of so many endpoints has; 0 if it needs none, or is too large.
+
+    With `weights` the lightest has some entries, too, as far as the largest table goes.
+    """
     if endpoints < 2:
         return 0
+    wanted = PER_ENDPOINT * endpoints
+    if light := min(filter(None, weights), default=0):
+        wanted = max(wanted, _AT_LEAST * sum(weights) // light)
     for size in SIZES:
-        if size >= PER_ENDPOINT * endpoints:
+        if size >= wanted:
             return size
     return SIZES[-1] if SIZES[-1] >= _AT_LEAST * endpoints else 0
 
@@ -113,41 +120,39 @@ def _fill_by_weight(
     """The heaviest takes one entry in each round, another one whenever its weights have added up
     to that of the heaviest."""
     free = bytearray(b"\1") * size
-    left, full = size, max(weights)
-    saved = [0] * len(order)
-    while True:
-        for turn, place in enumerate(order):
-            saved[turn] += weights[turn]
-            if saved[turn] < full:
-                continue
-            saved[turn] -= full
-            entry, skip = at[turn], skips[turn]
-            while not free[entry]:
-                entry = (entry + skip) % size
-            free[entry] = 0
-            at[turn] = entry
-            result[entry] = place
-            left -= 1
-            if not left:
-                return
+    full = max(weights)
+    # The round of its next entry, whose turn it is in that, and how many it then has.
+    rounds = [(-(-full // weight), turn, 1) for turn, weight in enumerate(weights)]
+    heapify(rounds)
+    for _ in range(size):
+        _, turn, taken = rounds[0]
+        heapreplace(rounds, (-(-full * (taken + 1) // weights[turn]), turn, taken + 1))
+        entry, skip = at[turn], skips[turn]
+        while not free[entry]:
+            entry = (entry + skip) % size
+        free[entry] = 0
+        at[turn] = entry
+        result[entry] = order[turn]
 
 
-def stamp(endpoints: Sequence[Backend], weights: Sequence[int] | None = None) -> bytes:
+def stamp(endpoints: Sequence[Backend], weights: Sequence[int] = ()) -> bytes:
     """8 bytes that tell the tables of these endpoints from those of any others."""
     digest = blake2b(_VERSION, digest_size=STAMP)
     digest.update(b"".join(address + port.to_bytes(2, "big") for address, port in endpoints))
-    if weights is not None and len(set(weights)) > 1:
-        digest.update(array("Q", weights).tobytes())
+    if len(set(weights)) > 1:
+        digest.update(array("Q", shares.drawn(weights)).tobytes())
     return digest.digest()
 
 
 @lru_cache(maxsize=64)
-def packed(endpoints: tuple[Backend, ...]) -> bytes:
-    """The table of these endpoints as its lines stand in the map, with the stamp at the end."""
-    size = size_for(len(endpoints))
-    entries = table(endpoints, None, size).tobytes()
+def packed(endpoints: tuple[Backend, ...], weights: tuple[int, ...] = ()) -> bytes:
+    """The table of these endpoints as its lines stand in the map, with the stamp at the end;
+    without weights they are all alike."""
+    weights = tuple(shares.drawn(weights))
+    size = size_for(len(endpoints), weights)
+    entries = table(endpoints, weights or None, size).tobytes()
     room = lines_of(size) * LINE - len(entries) - STAMP
-    return entries + bytes(room) + stamp(endpoints)
+    return entries + bytes(room) + stamp(endpoints, weights)
 
 
 def moved(before: Sequence[Backend], after: Sequence[Backend], size: int) -> float:
@@ -160,16 +165,32 @@ _MASK = (1 << 64) - 1
 _words = struct.Struct("=4I16xHHB")
 
 
-def _mix(x: int) -> int:
-    """mix() of bpf/affinity.h."""
+def mix(x: int) -> int:
+    """mix() of bpf/atomic.h."""
     x = x * 0xFF51AFD7ED558CCD & _MASK
     x = (x ^ x >> 33) * 0xC4CEB9FE1A85EC53 & _MASK
     return x ^ x >> 33
 
 
+def socket_hash(client: int, owner: int) -> int:
+    """The hash of by_table() of bpf/choose.h, 32 bits: of a network namespace (cookie) and the
+    owner that it asks for."""
+    return mix(client ^ owner << 32) >> 32
+
+
+def hit(weights: Sequence[int], number: int) -> int:
+    """The place in a set that such a hash draws without a table: pick_by_weight() of bpf/select.h,
+    and by_table()."""
+    place = number * len(weights) >> 32
+    if not shares.normal(weights):
+        return place
+    keep, other = shares.table(shares.drawn(weights))[place]
+    return other if mix(number) & 0xFFFFFFFF >= keep else place
+
+
 def flow_hash(key: bytes) -> int:
     """flow_hash() of bpf/select.h, 32 bits, for a raw struct tuple: client, ports and protocol."""
     a, b, c, d, source_port, destination_port, protocol = _words.unpack_from(key)
-    x = _mix(a << 32 | b)
-    x = _mix(x ^ (c << 32 | d))
-    return _mix(x ^ (source_port << 32 | destination_port << 16 | protocol)) >> 32
+    x = mix(a << 32 | b)
+    x = mix(x ^ (c << 32 | d))
+    return mix(x ^ (source_port << 32 | destination_port << 16 | protocol)) >> 32

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from pointsman import abi, bpf, maglev
 from pointsman.plan import Config, Limits, Plan, Snapshot, pack_frontend
 from pointsman.planner import Planner
+from pointsman.policies import PolicyElement
 from pointsman.ranges import Source, pack
 from pointsman.values import Address, Frontend, PortName
 from pointsman.view import SETTINGS, View, read_settings
@@ -21,29 +22,34 @@ from pointsman.view import SETTINGS, View, read_settings
 _layouts = abi.layouts()
 _service = _layouts["service"]
 _pack_name = _layouts["name"].packer("namespace", "service", "port")
-_pack_correction = _layouts["correction"].packer("endpoint", "generation")
+_pack_correction = _layouts["correction"].packer("endpoint", "generation", "owner")
 _pack_settings = _layouts["settings"].packer(*SETTINGS)
 _SET = _service.field("set").offset
 _OUTSIDE, _TABLE = _service.field("outside").offset, _service.field("table").offset
+_INSIDE = _service.field("inside").offset
 _CONFIG = _service.field("owner").offset
 _config = struct.Struct("=IBBH")  # owner, algorithm, flags, packets: one 64-bit store
 _u32 = struct.Struct("=I")
 _u64 = struct.Struct("=Q")
-_CORRECTIONS = 256  # MAX_CORRECTIONS of bpf/correct.c
+_CORRECTIONS = 192  # MAX_CORRECTIONS of bpf/correct.c
 _MINIMUM_PACKET = 64  # an XDP test run wants at least an Ethernet header
+_ITEM = _layouts["correction"].size
 
 
 class Datapath(Protocol):
     """What a plan needs of the kernel. Each call is one step that readers can see."""
 
-    def set_generations(self, items: Sequence[tuple[int, int]]) -> None: ...
+    def set_generations(self, items: Sequence[tuple[int, int, int]]) -> None: ...
     def write_slots(self, first: int, data: bytes) -> None: ...
+    def write_shares(self, first: int, data: bytes) -> None: ...
     def write_names(self, items: Sequence[tuple[int, PortName]]) -> None: ...
     def write_lines(self, first: int, data: bytes) -> None: ...
+    def write_policies(self, items: Sequence[tuple[int, PolicyElement]]) -> None: ...
     def write_service(self, service: int, data: bytes) -> None: ...
     def configure(self, config: Config) -> None: ...
     def switch(self, service: int, value: int) -> None: ...
     def switch_outside(self, service: int, value: int) -> None: ...
+    def switch_inside(self, service: int, value: int) -> None: ...
     def switch_table(self, service: int, value: int) -> None: ...
     def admit(self, items: Sequence[tuple[int, Source]]) -> None: ...
     def bar(self, items: Sequence[tuple[int, Source]]) -> None: ...
@@ -64,10 +70,14 @@ def apply(plan: Plan, to: Datapath) -> None:
         to.set_generations(plan.generations)
     for first, data in plan.slots:
         to.write_slots(first, data)
+    for first, data in plan.shares:
+        to.write_shares(first, data)
     if plan.names:
         to.write_names(plan.names)
     for first, data in plan.lines:
         to.write_lines(first, data)
+    if plan.policies:
+        to.write_policies(plan.policies)
     if plan.admitted:
         to.admit(plan.admitted)
     for service, data in plan.services:
@@ -80,6 +90,8 @@ def apply(plan: Plan, to: Datapath) -> None:
         to.switch(service, value)
     for service, value in plan.outsides:
         to.switch_outside(service, value)
+    for service, value in plan.insides:
+        to.switch_inside(service, value)
     for service, value in plan.tables:
         to.switch_table(service, value)
     for config in plan.configs:
@@ -96,12 +108,14 @@ def apply(plan: Plan, to: Datapath) -> None:
         to.mark(plan.unmarks)
     for service in plan.disowned:
         to.configure(Config(service, 0, 0, 0, 0))
+    if plan.policies_later:
+        to.write_policies(plan.policies_later)
     if plan.barred_later:
         to.bar(plan.barred_later)
     if plan.unnamed:
         to.delete_names(plan.unnamed)
     if plan.retired:
-        to.set_generations(plan.retired)
+        to.set_generations([(*each, 0) for each in plan.retired])
 
 
 class Adoptable(Protocol):
@@ -130,7 +144,9 @@ class Maps(View):
     read_only = False
     _services: bpf.Array
     _slots: bpf.Array
+    _shares: bpf.Array
     _load: bpf.Array
+    _policies: bpf.Array
     _marks: bpf.Array
 
     def __init__(self, directory: Path, programs: Path) -> None:
@@ -147,6 +163,8 @@ class Maps(View):
     def _open(self) -> None:
         self._services = bpf.Array(self.map("services"))
         self._slots = bpf.Array(self.map("slots"))
+        self._shares = bpf.Array(self.map("shares"))
+        self._policies = bpf.Array(self.map("policies"))
         # Written by programs only.
         self._load = bpf.Array(self.map("load"), read_only=True)
         self._marks = bpf.Array(self.map("marks"))
@@ -164,24 +182,34 @@ class Maps(View):
         """Returns once every program that was running has ended (tens of milliseconds)."""
         self._outer.update(_u32.pack(0), _u32.pack(self._inner))
 
-    def _correct(self, program: int, items: Sequence[tuple[int, int]]) -> None:
+    def _correct(self, program: int, items: Sequence[tuple[int, int, int]]) -> None:
         for at in range(0, len(items), _CORRECTIONS):
             data = b"".join(_pack_correction(*item) for item in items[at : at + _CORRECTIONS])
             # Short lists are filled up with the first item again: setting it twice is harmless.
             if len(data) < _MINIMUM_PACKET:
-                data += data[:8] * ((_MINIMUM_PACKET - len(data)) // 8)
+                data += data[:_ITEM] * ((_MINIMUM_PACKET - len(data)) // _ITEM)
             bpf.run(program, data)
 
-    def set_generations(self, items: Sequence[tuple[int, int]]) -> None:
+    def set_generations(self, items: Sequence[tuple[int, int, int]]) -> None:
         self._correct(self._set_generation, items)
 
     def merge_load(self) -> None:
         """Adds what the programs before an upgrade counted; a second run adds nothing."""
         if self._merge is not None:
-            self._correct(self._merge, [(i, 0) for i in self.generations()])
+            self._correct(self._merge, [(i, 0, 0) for i in self.generations()])
 
     def write_slots(self, first: int, data: bytes) -> None:
         self._slots.write(first, data)
+
+    def write_shares(self, first: int, data: bytes) -> None:
+        self._shares.write(first, data)
+
+    def write_policies(self, items: Sequence[tuple[int, PolicyElement]]) -> None:
+        for owner, element in items:
+            words = list(enumerate(element.words))
+            # What ejects stands in the first word: it comes last and goes first.
+            for index, word in reversed(words) if element.policy.watch else words:
+                self._policies.store_u64(owner, 8 * index, word)
 
     def write_names(self, items: Sequence[tuple[int, PortName]]) -> None:
         keys = b"".join(_u32.pack(owner) for owner, _ in items)
@@ -236,6 +264,9 @@ class Maps(View):
 
     def switch_outside(self, service: int, value: int) -> None:
         self._services.store_u64(service, _OUTSIDE, value)
+
+    def switch_inside(self, service: int, value: int) -> None:
+        self._services.store_u64(service, _INSIDE, value)
 
     def switch_table(self, service: int, value: int) -> None:
         self._services.store_u64(service, _TABLE, value)

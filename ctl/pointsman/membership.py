@@ -11,8 +11,6 @@ from pointsman.objects import EndpointSlice, Ref
 from pointsman.topology import present, serving
 from pointsman.tracker import Tracker
 from pointsman.values import (
-    ANY_IPV4,
-    ANY_IPV6,
     PROTOCOL_NAMES,
     Address,
     Backend,
@@ -30,11 +28,6 @@ def _present(
     slices: Iterable[EndpointSlice], family: str, _port_name: str, protocol: str
 ) -> frozenset[Backend]:
     return present(slices, family, protocol)
-
-
-def _any(frontend: Frontend) -> Frontend:
-    """The NodePort's, at whatever address of a node it was dialled."""
-    return frontend._replace(address=ANY_IPV4 if is_ipv4(frontend.address) else ANY_IPV6)
 
 
 class Membership:
@@ -56,14 +49,14 @@ class Membership:
         By the number of their port, not its name: when a port is renamed, the Service says so
         before its EndpointSlices do.
         """
-        found = self._owner(frontend) or self._owner(_any(frontend))
+        found = self._owner(frontend) or self._owner(frontend.node_port)
         return found and self._members(frontend, *found, _present)
 
     def serving(self, frontend: Frontend) -> frozenset[Backend] | None:
         """The endpoints of that service port that may keep their flows."""
         found = self._owner(frontend)
         if found is None and self._is_node(frontend.address):
-            found = self._owner(_any(frontend))
+            found = self._owner(frontend.node_port)
         return found and self._members(frontend, *found, serving)
 
     @cached_property

@@ -10,12 +10,13 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pointsman import netlink
 from pointsman.netlink import devices
+from pointsman.stale import Record
 from pointsman.values import Address
 
 _SO_NETNS_COOKIE = 71  # Linux 5.14
@@ -126,6 +127,34 @@ def visit(work: Callable[[], bool], *, others_only: bool = False) -> list[OSErro
     if failed:
         raise failed[0]
     return passed
+
+
+class Ended(NamedTuple):
+    """Which sockets were ended; what the kernel refused; which namespaces were passed over."""
+
+    records: list[Record]
+    refused: OSError | None
+    passed: list[OSError]
+
+
+def destroy(records: Iterable[Record], still: Callable[[Record], bool]) -> Ended:
+    """Ends the sockets of these records wherever they are, as `netlink.destroy` does."""
+    left = set(records)
+    ended: list[Record] = []
+    refused: list[OSError] = []
+
+    def here() -> bool:
+        try:
+            found = netlink.destroy(left, still)
+        except OSError as error:
+            refused[:] = [error]
+            return error.errno == errno.EOPNOTSUPP
+        ended.extend(found)
+        left.difference_update(found)
+        return not left
+
+    passed = visit(here) if left else []
+    return Ended(ended, refused[0] if refused else None, passed)
 
 
 class Inside(NamedTuple):

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pointsman import bpf, dump, host, netns, state
+from pointsman import dump, host, loading, netns, state
 from pointsman.errors import NotLoaded
 from pointsman.generations import Generation
 from pointsman.health import Observation
-from pointsman.hooks import LOST, SET_RETVAL
+from pointsman.hooks import LOST
 from pointsman.packethealth import PacketsSeen
 from pointsman.packetmaps import PacketMaps
 from pointsman.pins import Pins
@@ -54,10 +54,8 @@ def observe(bpffs: Path, run_dir: Path, now: float) -> Observation:
 
 def lacks() -> Iterator[str]:
     """What this kernel can't do that a Service's user would notice."""
-    if not bpf.has_helper(*SET_RETVAL):
-        yield LOST["HAVE_SET_RETVAL"]
-    if not bpf.compares_and_swaps():
-        yield LOST["HAVE_COMPARE_AND_SWAP"]
+    for name in loading.lacking():
+        yield LOST[name]
     try:
         netns.cookie()
     except OSError as error:

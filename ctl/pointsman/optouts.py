@@ -43,7 +43,7 @@ class OptOuts:
         known: Mapping[Address, Inside] | None = None
         while True:
             with self._changed:
-                if not self._due:
+                if not self._due and not self._stopped:
                     self._changed.wait(self._pause(known or {}))
                 if self._stopped:
                     return

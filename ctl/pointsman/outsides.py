@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pointsman import abi, maglev
+from pointsman import abi
 from pointsman.books import Extent
 from pointsman.events import Problem
 from pointsman.objects import Ref
 from pointsman.plan import Config, Element, Garbage, Limits, Plan, Snapshot
 from pointsman.ranges import Source, Steps, steps
-from pointsman.tables import Table, Tables
+from pointsman.shortage import Shortage, full
+from pointsman.tables import Table, Tables, value_of_table
 from pointsman.values import Outside
 
 _ABI = abi.constants()
@@ -41,15 +42,7 @@ class Served:
 
     @property
     def table_value(self) -> int:
-        return self.table.entries << 32 | self.table.first if self.table else 0
-
-
-@dataclass(slots=True)
-class _Short:
-    """What one object would need that is not there."""
-
-    lines: int = 0
-    ranges: int = 0
+        return value_of_table(self.table)
 
 
 _NOT_SERVED = Served()
@@ -64,66 +57,53 @@ def packets_of(wanted: Outside | None) -> int:
     return wanted.flags | _OUTSIDE if wanted else 0
 
 
-class Outsides:
-    """Tables and ranges of all frontends. `packets`: whether there are programs that read tables;
-    else none are made."""
+def guard_of(before: int, after: int) -> int:
+    """PACKETS_… before the sets are switched: what shuts out counts, what lets in does not yet."""
+    return (before & after & ~_RANGES) | ((before | after) & _RANGES)
 
-    def __init__(self, limits: Limits, snapshot: Snapshot | None, *, packets: bool) -> None:
+
+class Outsides:
+    """What all frontends are to clients outside. `packets`: whether there are programs for packets;
+    else no tables are made for them."""
+
+    def __init__(
+        self, limits: Limits, snapshot: Snapshot | None, tables: Tables, *, packets: bool
+    ) -> None:
         self._limits = limits
         self._packets = packets
-        self._tables = Tables(limits.lines, snapshot.stamps if snapshot else {})
+        self._tables = tables
         self._found = snapshot.ranges if snapshot else {}
         self._ranges = sum(map(len, self._found.values()))
-        self._short: dict[Ref, _Short] = {}
-        self._freed = False
+        self._short = Shortage()
 
     def usage(self) -> dict[str, tuple[int, int]]:
-        return {
-            "maglev": (self._tables.taken, self._limits.lines),
-            "source_ranges": (self._ranges, self._limits.ranges),
-        }
+        return {"source_ranges": (self._ranges, self._limits.ranges)}
 
     # -- what does not fit -----------------------------------------------------------------------
 
     @property
     def waiting(self) -> bool:
-        """Whether something that did not fit is worth another try."""
-        return self._freed and bool(self._short)
+        return self._short.waiting
 
     def again(self) -> Iterator[Ref]:
-        """The objects whose wants fit in what has become free. Once for each time that it has."""
-        if self._freed:
-            self._freed = False
-            lines, ranges = self._tables.available, self._limits.ranges - self._ranges
-            for ref, short in self._short.items():
-                if short.lines <= lines and short.ranges <= ranges:
-                    lines, ranges = lines - short.lines, ranges - short.ranges
-                    yield ref
+        """The objects that may get the ranges now that they lacked."""
+        return self._short.again(self._limits.ranges - self._ranges)
 
     def problems(self) -> Iterator[Problem]:
-        """What is served, but not as it should be, for want of room."""
-        for ref, short in self._short.items():
-            if short.lines:
-                message = (
-                    f"maglev is full ({self._limits.lines} lines, {short.lines} more wanted): each "
-                    "change of its endpoints moves nearly all clients outside to another one"
-                )
-                yield _full(ref, message, "raise --max-maglev-lines")
-            if short.ranges:
-                message = (
-                    f"source_ranges is full ({self._limits.ranges}, {short.ranges} more wanted): "
-                    "no client outside is served"
-                )
-                yield _full(ref, message, "write fewer, larger ranges")
+        for ref, ranges in self._short.lacking.items():
+            message = (
+                f"source_ranges is full ({self._limits.ranges}, {ranges} more wanted): no client "
+                "outside is served"
+            )
+            yield full(ref, message, "write fewer, larger ranges")
 
     def forget(self, ref: Ref) -> None:
         """Before an object is placed (again): what it lacked is no longer known."""
-        self._short.pop(ref, None)
+        self._short.lacking.pop(ref, None)
 
     def reclaim(self, garbage: Garbage) -> None:
-        self._tables.reclaim(garbage.lines)
         self._ranges -= garbage.ranges
-        self._freed |= bool(garbage.lines or garbage.ranges)
+        self._short.freed |= bool(garbage.ranges)
 
     # -- taking over -----------------------------------------------------------------------------
 
@@ -135,17 +115,16 @@ class Outsides:
         if not (element.packets or any(element.outside) or element.table.count or sources):
             return None
         table = None
-        if extent and element.table.count:
-            table = self._tables.adopt(element.owner, extent.members, element.table)
-        if element.table.count and table is None:
-            leftovers.tables.append((service, 0))
+        if element.table.count:
+            table = self._tables.adopt(element.owner, extent, element.table)
+            if table is None:
+                leftovers.tables.append((service, 0))
         lost = bool(element.outside.count) and extent is None
         empty = 0 if element.outside.count else element.outside.first
         return Served(extent, empty, element.packets, sources, table, lost)
 
     def sweep(self, kept: set[int], leftovers: Plan) -> None:
         """What no frontend has goes. `kept`: the services that were adopted."""
-        leftovers.garbage.lines += self._tables.unused()
         for service, sources in self._found.items():
             if service not in kept:
                 leftovers.barred_later += [(service, source) for source in sources]
@@ -165,7 +144,7 @@ class Outsides:
         """A new frontend, whose element of services is still to be written."""
         sources = self._admissible(ref, _NOBODY, wanted)
         plan.admitted += [(service, source) for source in sources]
-        table = self._table(ref, owner, extent, plan)
+        table = self._table(ref, None, owner, extent, plan)
         return Served(extent, wanted.empty, packets_of(wanted), sources, table)
 
     def change(
@@ -192,46 +171,31 @@ class Outsides:
         )
         _write_ranges(service, todo, plan)
         plan.garbage.ranges += len(old.sources - new.sources)
-        both, either = old.packets & new.packets, old.packets | new.packets
-        if (guard := (both & ~_RANGES) | (either & _RANGES)) != old.packets:
-            plan.guards.append(config._replace(packets=guard))
         if old.set_value != new.set_value or old.lost:
             plan.outsides.append((service, new.set_value))
-        if self._packets and old.table and _same(config.owner, old.extent, owner, extent):
-            new.table = old.table
-        else:
-            new.table = self._table(ref, owner, extent, plan)
-            if old.table_value != new.table_value:
-                plan.tables.append((service, new.table_value))
-            self._leave_table(config.owner, old, plan)
+        new.table = self._table(ref, old.table, owner, extent, plan)
+        if old.table_value != new.table_value:
+            plan.tables.append((service, new.table_value))
         return new if wanted else None
 
-    def let_go(self, service: int, owner: int, served: Served, plan: Plan) -> None:
+    def let_go(self, service: int, served: Served, plan: Plan) -> None:
         """Nobody outside gets the endpoints any more; all else stays."""
         plan.outsides.append((service, 0))
         if served.table:
             plan.tables.append((service, 0))
-            self._leave_table(owner, served, plan)
+            self._tables.leave(served.table, plan)
         served.extent, served.empty, served.table, served.lost = None, 0, None, False
 
-    def end(self, service: int, owner: int, served: Served, plan: Plan) -> None:
+    def end(self, service: int, served: Served, plan: Plan) -> None:
         """A frontend that is deleted."""
         plan.barred_later += [(service, source) for source in served.sources]
         plan.garbage.ranges += len(served.sources)
-        self._leave_table(owner, served, plan)
+        self._tables.leave(served.table, plan)
 
-    def _table(self, ref: Ref, owner: int, extent: Extent | None, plan: Plan) -> Table | None:
-        entries = maglev.size_for(len(extent.members)) if extent and self._packets else 0
-        if not entries or extent is None:
-            return None
-        table = self._tables.take(owner, extent.members, plan)
-        if table is None:
-            self._short.setdefault(ref, _Short()).lines += maglev.lines_of(entries)
-        return table
-
-    def _leave_table(self, owner: int, served: Served, plan: Plan) -> None:
-        if served.table and served.extent:
-            self._tables.leave(owner, served.extent.members, plan)
+    def _table(
+        self, ref: Ref, before: Table | None, owner: int, extent: Extent | None, plan: Plan
+    ) -> Table | None:
+        return self._tables.change(ref, before, owner, extent if self._packets else None, plan)
 
     def _admissible(
         self, ref: Ref, have: frozenset[Source], wanted: Outside | None
@@ -242,20 +206,10 @@ class Outsides:
         sources = frozenset(wanted.sources)
         more = len(sources - have)
         if self._ranges + more > self._limits.ranges:
-            self._short.setdefault(ref, _Short()).ranges += more
+            self._short.add(ref, more)
             return _NOBODY
         self._ranges += more
         return sources
-
-
-def _same(owner: int, extent: Extent | None, other_owner: int, other: Extent | None) -> bool:
-    """Whether two sets have the same table."""
-    return (
-        extent is not None
-        and other is not None
-        and owner == other_owner
-        and extent.members == other.members
-    )
 
 
 def _write_ranges(service: int, todo: Steps, plan: Plan) -> None:
@@ -266,7 +220,3 @@ def _write_ranges(service: int, todo: Steps, plan: Plan) -> None:
         (plan.barred_later, todo.remove_later),
     ):
         writes += [(service, source) for source in sources]
-
-
-def _full(ref: Ref, message: str, mend: str) -> Problem:
-    return Problem(message, mend, object=str(ref), severity="warning", reason="MapFull")

@@ -34,9 +34,20 @@ from pointsman.pinned import differences, map_id, pin_again, previous_load, same
 from pointsman.socketlinks import SocketLinks
 
 #: Rebuilt whole in a new generation when one of them changes: they hold each other's numbers.
-LOOKUP_MAPS = ("frontends", "services", "slots", "names", "marks", "maglev", "source_ranges")
+LOOKUP_MAPS = (
+    "frontends",
+    "services",
+    "slots",
+    "shares",
+    "names",
+    "marks",
+    "maglev",
+    "source_ranges",
+)
+#: One new means both new: `policies` counts the endpoints that `load` says are ejected.
+COUNTING_MAPS = ("load", "policies")
 #: What programs find only if this agent writes it: not in another map of that name.
-WRITTEN_MAPS = (*LOOKUP_MAPS, "load", "settings")
+WRITTEN_MAPS = (*LOOKUP_MAPS, *COUNTING_MAPS, "settings")
 #: Describe live sockets: they pass from generation to generation and can't be rebuilt.
 RECORD_MAPS = (
     "sockets",
@@ -196,7 +207,7 @@ class Pins:
         if previous:
             rebuilt = tuple(
                 name
-                for name in (*LOOKUP_MAPS, "load")
+                for name in (*LOOKUP_MAPS, *COUNTING_MAPS)
                 if not same_map(previous.maps / name, generation.maps / name)
             )
         elif self.current is None:
@@ -229,7 +240,9 @@ class Pins:
         unlike = self._unlike(generation, previous, specs)
         if previous is None:
             return
-        if any(name in unlike for name in (*LOOKUP_MAPS, "load")):
+        if any(name in unlike for name in COUNTING_MAPS):
+            unlike.update((name, ["rebuilt with the others"]) for name in COUNTING_MAPS)
+        if any(name in unlike for name in (*LOOKUP_MAPS, *COUNTING_MAPS)):
             unlike.update((name, ["rebuilt with the others"]) for name in LOOKUP_MAPS)
         share(previous, generation, specs.keys() - unlike.keys())
         if "load" in unlike and not generation.has("previous_load"):

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pointsman import abi
+from pointsman.policies import PolicyElement
 from pointsman.ranges import Source
+from pointsman.shares import ELSEWHERE, USUAL
 from pointsman.values import Backend, Frontend, PortName
 
 _pack_key = abi.layouts()["frontend_key"].packer("addr", "port", "proto")
@@ -91,18 +93,22 @@ class Config(NamedTuple):
 class Plan:
     """Writes, in order. Each list is one step; within a list the order does not matter."""
 
-    generations: list[tuple[int, int]] = field(default_factory=list)  # endpoint id, generation
+    #: Endpoint id, generation, owner id.
+    generations: list[tuple[int, int, int]] = field(default_factory=list)
     slots: list[tuple[int, bytes]] = field(default_factory=list)  # first slot, packed slots
+    shares: list[tuple[int, bytes]] = field(default_factory=list)  # first slot, packed shares
     names: list[tuple[int, PortName]] = field(default_factory=list)  # owner id
     lines: list[tuple[int, bytes]] = field(default_factory=list)  # first line, packed tables
+    policies: list[tuple[int, PolicyElement]] = field(default_factory=list)  # owner id
     admitted: list[tuple[int, Source]] = field(default_factory=list)  # service id, range
     services: list[tuple[int, bytes]] = field(default_factory=list)  # service id, whole element
-    #: What has to be stricter before the sets are switched.
+    #: What has to be stricter, or to look at weights, before the sets are switched.
     guards: list[Config] = field(default_factory=list)
     barred: list[tuple[int, Source]] = field(default_factory=list)
     sets: list[tuple[int, int]] = field(default_factory=list)  # service id, count << 32 | first
     outsides: list[tuple[int, int]] = field(default_factory=list)  # as sets
-    tables: list[tuple[int, int]] = field(default_factory=list)  # service id, entries << 32 | line
+    insides: list[tuple[int, int]] = field(default_factory=list)  # service id, entries << 32 | line
+    tables: list[tuple[int, int]] = field(default_factory=list)  # as insides
     configs: list[Config] = field(default_factory=list)
     admitted_later: list[tuple[int, Source]] = field(default_factory=list)
     marks: list[tuple[int, int]] = field(default_factory=list)  # index of a word, its value
@@ -110,6 +116,8 @@ class Plan:
     deleted: list[Frontend] = field(default_factory=list)
     unmarks: list[tuple[int, int]] = field(default_factory=list)  # as marks, after the deletions
     disowned: list[int] = field(default_factory=list)  # services no longer in use
+    #: What may eject more endpoints, or is over.
+    policies_later: list[tuple[int, PolicyElement]] = field(default_factory=list)
     barred_later: list[tuple[int, Source]] = field(default_factory=list)
     unnamed: list[int] = field(default_factory=list)  # owner ids
     retired: list[tuple[int, int]] = field(default_factory=list)  # endpoint id, generation | bit
@@ -121,7 +129,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element of `services` as it stands in the map; `outside` and `table` concern packets."""
+    """One element of `services` as it stands in the map; `outside` and `table` concern packets,
+    `inside` is the Maglev table for sockets."""
 
     frontend: Frontend
     owner: int
@@ -133,6 +142,17 @@ class Element:
     packets: int = 0
     outside: Run = NO_RUN
     table: Run = NO_RUN
+    inside: Run = NO_RUN
+
+    @property
+    def runs(self) -> frozenset[Run]:
+        """Its sets that are not empty."""
+        return frozenset(r for r in (Run(self.first, self.count), self.outside) if r.count)
+
+    @property
+    def tables(self) -> frozenset[Run]:
+        """Its Maglev tables."""
+        return frozenset(run for run in (self.inside, self.table) if run.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +164,17 @@ class Slot:
     generation: int
     owner: int
     place: int = 0  # SLOT_… of abi.h
+    weight: int = USUAL  # as in Entry.weights
+
+    @property
+    def weighs(self) -> int:
+        """The weight alone, without where the endpoint is."""
+        return self.weight & (ELSEWHERE - 1)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is in another zone, where that counts."""
+        return bool(self.weight & ELSEWHERE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +185,8 @@ class Snapshot:
     generation). `generations` holds every endpoint id's, 0 where it was never used. `marks` are the
     words that are not 0, by index. `places` has the endpoints' SLOT_… for those sets of which
     some are known, `stamps` what stands at the end of each Maglev table, `ranges` the ranges of
-    clients by service id.
+    clients by service id, `weights` those of the sets in which they differ, `policies` what is not
+    zero by owner id.
     """
 
     frontends: Mapping[Frontend, int]
@@ -166,3 +198,5 @@ class Snapshot:
     places: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     stamps: Mapping[Run, bytes] = field(default_factory=dict)
     ranges: Mapping[int, frozenset[Source]] = field(default_factory=dict)
+    weights: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    policies: Mapping[int, PolicyElement] = field(default_factory=dict)

@@ -9,20 +9,33 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pointsman import abi
-from pointsman.books import Books, Extent, Full, Members
+from pointsman.books import Books, Extent, Found, Full, Members
 from pointsman.events import Problem
 from pointsman.marks import Marks
 from pointsman.objects import Ref
-from pointsman.outsides import Outsides, Served, value_of
+from pointsman.outsides import Outsides, Served, guard_of, packets_of, value_of
 from pointsman.plan import Config, Garbage, Limits, Plan, Snapshot, pack_frontend
-from pointsman.values import Entry, Frontend, PortName
+from pointsman.policies import (
+    ALGORITHM_MASK,
+    AVOID,
+    MAGLEV,
+    POLICY,
+    WEIGHTED,
+    ZONE,
+    algorithm_of,
+    choices,
+)
+from pointsman.policybook import Policies
+from pointsman.shares import normal
+from pointsman.tables import Table, Tables, value_of_table
+from pointsman.values import Backend, Entry, Frontend, PortName
 
 _pack_service = abi.layouts()["service"].packer(
-    "set", "owner", "algorithm", "flags", "packets", "affinity", "key", "outside", "table"
+    "set", "owner", "algorithm", "flags", "packets", "affinity", "key", "outside", "table", "inside"
 )
 
 
-_NONE: Members = ((), ())
+_NONE: Members = ((), (), ())
 
 
 @dataclass(slots=True)
@@ -37,6 +50,7 @@ class _Placed:
     affinity: int
     flags: int
     outside: Served | None = None
+    inside: Table | None = None
 
     def config(self) -> Config:
         packets = self.outside.packets if self.outside else 0
@@ -63,7 +77,9 @@ class Planner:
         there are programs for packets, which read Maglev tables; else none are made."""
         self._books = Books(limits)
         found = self._books.adopt(snapshot, inherited)
-        self._outsides = Outsides(limits, snapshot, packets=packets)
+        self._tables = Tables(limits.lines, snapshot.stamps if snapshot else {})
+        self._outsides = Outsides(limits, snapshot, self._tables, packets=packets)
+        self._policies = Policies(snapshot.policies if snapshot else {})
         self._placed = {
             frontend: _Placed(
                 each.service,
@@ -74,9 +90,11 @@ class Planner:
                 each.element.affinity,
                 each.element.flags,
                 self._outsides.adopt(each.service, each.element, each.outside, found.leftovers),
+                self._adopt_inside(each, found.leftovers),
             )
             for frontend, each in found.frontends.items()
         }
+        self._tables.sweep(found.leftovers)
         self._outsides.sweep({each.service for each in self._placed.values()}, found.leftovers)
         self._adopted = set(self._placed)
         self._marks = Marks(limits.marks)
@@ -91,6 +109,14 @@ class Planner:
         self._wanted: dict[Ref, tuple[Entry, ...]] = {}
         #: Services that could not be placed as wanted, and why. Tried again with every plan.
         self.unplaced: dict[Ref, str] = {}
+
+    def _adopt_inside(self, each: Found, leftovers: Plan) -> Table | None:
+        if not each.element.inside.count:
+            return None
+        table = self._tables.adopt(each.element.owner, each.extent, each.element.inside)
+        if table is None:
+            leftovers.insides.append((each.service, 0))
+        return table
 
     def replace(self, wanted: Mapping[Ref, tuple[Entry, ...]]) -> Plan:
         """The plan that makes `wanted` the whole state: everything else goes."""
@@ -111,13 +137,14 @@ class Planner:
         self._update({**gone, **wanted}, plan, orphans)
         for placed in self._placed.values():
             if placed.outside and placed.outside.lost:  # and not written anew, for want of room
-                self._outsides.let_go(placed.service, placed.owner, placed.outside, plan)
+                self._outsides.let_go(placed.service, placed.outside, plan)
         # After what was added: an address that has another frontend now keeps its mark.
         for frontend in broken:
             self._unmark(frontend, plan)
         words = self._marks.words
         plan.unmarks += [(i, words.get(i, 0)) for i in found if found[i] & ~words.get(i, 0)]
         self._books.drop_inherited(plan)
+        self._policies.keep(self._books.owners, plan)
         return plan
 
     def update(self, changed: Mapping[Ref, tuple[Entry, ...]]) -> Plan:
@@ -134,7 +161,7 @@ class Planner:
                 self._wanted[ref] = entries
             else:
                 self._wanted.pop(ref, None)
-        refs = (*self.unplaced, *self._outsides.again(), *changed)
+        refs = (*self.unplaced, *self._tables.again(), *self._outsides.again(), *changed)
         work = {ref: self._wanted.get(ref, ()) for ref in refs}
         self.unplaced = {}
         dropped: dict[Frontend, _Placed] = {}
@@ -155,8 +182,11 @@ class Planner:
         for frontend, placed in dropped.items():
             if frontend not in self._claims:
                 self._delete(frontend, placed, plan)
+        for owner in plan.unnamed:
+            self._policies.end(owner, plan)
 
     def _place(self, ref: Ref, entries: tuple[Entry, ...], plan: Plan) -> None:
+        self._tables.forget(ref)
         self._outsides.forget(ref)
         for entry in entries:
             owner = self._claims.get(entry.frontend)
@@ -179,6 +209,26 @@ class Planner:
             if owner is None and entry.frontend in self._placed:
                 self._claims[entry.frontend] = ref
                 self._frontends[ref] = (*self._frontends[ref], entry.frontend)
+        self._set_policies(entries, plan)
+
+    def _set_policies(self, entries: Iterable[Entry], plan: Plan) -> None:
+        """After these entries were placed, which are all of their owners."""
+        wanted = {entry.owner: entry.policy for entry in entries if entry.policy}
+        if not wanted and not self._policies:
+            return
+        found: dict[PortName, list[_Placed]] = {}
+        for entry in entries:
+            placed = self._placed.get(entry.frontend)
+            # Else for want of room, or another Service has it.
+            if placed and placed.owner == self._books.owner_id(entry.owner):
+                found.setdefault(entry.owner, []).append(placed)
+        for name, all_placed in found.items():
+            owner = all_placed[0].owner
+            if policy := wanted.get(name):
+                sets = [_choices(placed.extent) for placed in all_placed]
+                self._policies.put(owner, policy, sets, plan)
+            elif not any(placed.algorithm & POLICY for placed in all_placed):
+                self._policies.end(owner, plan)
 
     def _let_go(self, placed: _Placed, entry: Entry, plan: Plan) -> None:
         """A frontend that another Service had before refuses rather than reach that one's
@@ -189,11 +239,15 @@ class Planner:
             return
         if placed.extent:
             plan.sets.append((placed.service, entry.empty))
+            if placed.inside:
+                plan.insides.append((placed.service, 0))
+                self._tables.leave(placed.inside, plan)
+                placed.inside = None
             self._books.leave(placed.owner, placed.extent, plan)
             placed.extent, placed.empty = None, entry.empty
         if placed.outside and placed.outside.extent:
             extent = placed.outside.extent
-            self._outsides.let_go(placed.service, placed.owner, placed.outside, plan)
+            self._outsides.let_go(placed.service, placed.outside, plan)
             self._books.leave(placed.owner, extent, plan)
 
     def _add(self, ref: Ref, entry: Entry, plan: Plan) -> None:
@@ -210,16 +264,19 @@ class Planner:
         outside = None
         if entry.outside:
             outside = self._outsides.begin(ref, service, owner, entry.outside, more[0], plan)
+        algorithm = algorithm_of(entry)
+        inside = self._inside(ref, None, algorithm, owner, extent, plan)
         packed = _pack_service(
             value_of(extent, entry.empty),
             owner,
-            entry.algorithm,
+            algorithm,
             entry.flags,
             outside.packets if outside else 0,
             entry.affinity,
             pack_frontend(entry.frontend),
             outside.set_value if outside else 0,
             outside.table_value if outside else 0,
+            value_of_table(inside),
         )
         plan.services.append((service, packed))
         if word := self._marks.add(entry.frontend.address):
@@ -230,11 +287,25 @@ class Planner:
             owner,
             extent,
             entry.empty,
-            entry.algorithm,
+            algorithm,
             entry.affinity,
             entry.flags,
             outside,
+            inside,
         )
+
+    def _inside(
+        self,
+        ref: Ref,
+        before: Table | None,
+        algorithm: int,
+        owner: int,
+        extent: Extent | None,
+        plan: Plan,
+    ) -> Table | None:
+        """The table by which sockets choose, where they do."""
+        by_table = algorithm & ALGORITHM_MASK == MAGLEV
+        return self._tables.change(ref, before, owner, extent if by_table else None, plan)
 
     def _change(self, ref: Ref, placed: _Placed, entry: Entry, plan: Plan) -> None:
         config, same_owner = placed.config(), self._books.owner_id(entry.owner) == placed.owner
@@ -251,17 +322,26 @@ class Planner:
                 after[i] = extent
         if value_of(after[0], entry.empty) != value_of(have[0], placed.empty):
             plan.sets.append((placed.service, value_of(after[0], entry.empty)))
+        algorithm = algorithm_of(entry)
+        inside = self._inside(ref, placed.inside, algorithm, owner, after[0], plan)
+        if value_of_table(inside) != value_of_table(placed.inside):
+            plan.insides.append((placed.service, value_of_table(inside)))
+        placed.inside = inside
+        # How many of the endpoints are ejected, the former owner does not say.
+        suits = algorithm if owner == config.owner else algorithm & ~AVOID
+        guard = config._replace(
+            algorithm=_guard_of(config.algorithm, suits),
+            packets=guard_of(config.packets, packets_of(entry.outside)),
+        )
+        if guard != config:
+            plan.guards.append(guard)
         placed.outside = self._outsides.change(
             ref, placed.outside, config, owner, entry.outside, after[1], plan
         )
         for i in asked:
             self._books.leave(placed.owner, have[i], plan)
         placed.extent, placed.empty = after[0], entry.empty
-        placed.algorithm, placed.affinity, placed.flags = (
-            entry.algorithm,
-            entry.affinity,
-            entry.flags,
-        )
+        placed.algorithm, placed.affinity, placed.flags = algorithm, entry.affinity, entry.flags
         before, placed.owner = placed.owner, owner
         if (wanted := placed.config()) != config:
             plan.configs.append(wanted)
@@ -276,8 +356,9 @@ class Planner:
         plan.disowned.append(placed.service)
         plan.garbage.services.append(placed.service)
         if placed.outside:
-            self._outsides.end(placed.service, placed.owner, placed.outside, plan)
+            self._outsides.end(placed.service, placed.outside, plan)
             self._books.leave(placed.owner, placed.outside.extent, plan)
+        self._tables.leave(placed.inside, plan)
         self._books.leave(placed.owner, placed.extent, plan)
         self._books.disown(placed.owner, plan)
 
@@ -287,25 +368,30 @@ class Planner:
 
     def usage(self) -> dict[str, tuple[int, int]]:
         """How many elements are taken, and how many there are, by map."""
-        return {**self._books.usage(), **self._outsides.usage()}
+        return {**self._books.usage(), **self._tables.usage(), **self._outsides.usage()}
 
     @property
     def waiting(self) -> bool:
         """Whether something did not fit that is worth another try: more may be free by now."""
-        return bool(self.unplaced) or self._outsides.waiting
+        return bool(self.unplaced) or self._tables.waiting or self._outsides.waiting
 
     def shortages(self) -> tuple[Problem, ...]:
         """What is served, but not as it should be, for want of room."""
-        return tuple(self._outsides.problems())
+        return (*self._tables.problems(), *self._outsides.problems())
 
     def owner(self, frontend: Frontend) -> tuple[Ref, PortName] | None:
         """The object and the service port that have this frontend now."""
         ref, placed = self._claims.get(frontend), self._placed.get(frontend)
         return (ref, self._books.name_of(placed.owner)) if ref and placed else None
 
+    def endpoints(self, name: PortName) -> dict[Backend, tuple[int, int]]:
+        """Endpoint id and generation of each endpoint that a service port has."""
+        return self._books.endpoints(name)
+
     def reclaim(self, garbage: Garbage) -> None:
         """To be called once a grace period has passed since the plan was applied."""
         self._books.reclaim(garbage)
+        self._tables.reclaim(garbage)
         self._outsides.reclaim(garbage)
         self._broken.clear()
 
@@ -316,14 +402,24 @@ class Planner:
 
 def _sets(entry: Entry) -> tuple[Members, Members]:
     """For clients inside and outside of the cluster."""
-    inside, outside = (entry.endpoints, entry.places), entry.outside
-    return inside, (outside.endpoints, outside.places) if outside else _NONE
+    inside, outside = (entry.endpoints, entry.places, normal(entry.weights)), entry.outside
+    if not outside:
+        return inside, _NONE
+    return inside, (outside.endpoints, outside.places, normal(outside.weights))
 
 
 def _is(extent: Extent | None, members: Members) -> bool:
-    if extent is None:
-        return not members[0]
-    return extent.members == members[0] and extent.places == members[1]
+    return not members[0] if extent is None else extent.key == members
+
+
+def _guard_of(before: int, after: int) -> int:
+    """service.algorithm before the sets are switched. Every set has shares, so they are looked at
+    as long as weights differ in one of both sets; what passes endpoints over has to suit both."""
+    return (before | (after & WEIGHTED)) & (after | ~(AVOID | ZONE))
+
+
+def _choices(extent: Extent | None) -> int:
+    return choices(extent.members, extent.weights) if extent else 0
 
 
 def _slots(extents: Iterable[Extent | None]) -> int:

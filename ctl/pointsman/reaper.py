@@ -147,20 +147,10 @@ class Reaper:
     def _reap(self, sockets: Sockets, stale: list[Record], flows: list[Flow]) -> None:
         self._missed = {record: self._missed.get(record, 0) for record in stale}
         left = {record for record in stale if self._missed[record] < _TRIES}
-        destroyed: list[Record] = []
-        problems: list[str] = []
-
-        def here() -> bool:
-            try:
-                ended = netlink.destroy(left, sockets.still)
-            except OSError as error:
-                problems[:] = [_refused(error)]
-                return error.errno == errno.EOPNOTSUPP
-            destroyed.extend(ended)
-            left.difference_update(ended)
-            return not left
-
-        if left and (passed := netns.visit(here)):
+        destroyed, refused, passed = netns.destroy(left, sockets.still)
+        left.difference_update(destroyed)
+        problems = [_refused(refused)] if refused else []
+        if passed:
             problems.append(f"{len(passed)} network namespaces were passed over: {passed[0]}")
         for record in destroyed:
             self._missed[record] = _TRIES

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pointsman import abi
+from pointsman.choice import DRAIN, Choice, choice_of, sticky
 from pointsman.context import Context
 from pointsman.endpoints import MANAGED_BY, hints_automatic
 from pointsman.endpointsets import EMPTY_REFUSE, EndpointSet, endpoint_sets
@@ -42,7 +43,6 @@ from pointsman.values import (
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 _ABI = abi.constants()
-ALGORITHM_RANDOM = _ABI["ALGORITHM_RANDOM"]
 _THIS_NODE, _GUARDED = _ABI["SERVICE_THIS_NODE"], _ABI["SERVICE_GUARDED"]
 _NODE_PORT, _PASS = _ABI["SERVICE_NODE_PORT"], _ABI["SERVICE_PASS"]
 _RANGES = _ABI["PACKETS_RANGES"]
@@ -92,7 +92,8 @@ def resolve(
     if not is_balanced(service, context.policy.proxy_name):
         return _passed(service, context), ()
     pieces = [piece for piece in slices if HEADLESS_LABEL not in piece.metadata.labels]
-    work = _Work(service, pieces, context, affinity_seconds(service))
+    choice = choice_of(service.metadata.annotations, context.policy)
+    work = _Work(service, pieces, context, affinity_seconds(service), choice)
     work.resolve()
     return tuple(work.entries.values()), tuple(work.problems)
 
@@ -135,12 +136,13 @@ class _Work:
     slices: list[EndpointSlice]
     context: Context
     affinity: int
+    choice: Choice
     entries: dict[Frontend, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def resolve(self) -> None:
         spec, policy = self.service.spec, self.context.policy
-        meta = self.service.metadata
+        meta, how = self.service.metadata, self.choice.policy
         addresses = cluster_addresses(self.service)
         external = dict(self._external({is_ipv4(address) for address in addresses}))
         admitted = _EVERYBODY
@@ -150,6 +152,7 @@ class _Work:
             self.problems += admitted.problems
         self._warn_of_local(addresses)
         self._warn_of_hints()
+        self._warn_of_drain()
         node_port_flags = _NODE_PORT | (_GUARDED if policy.bind_guard else 0)
         if spec.external_traffic_policy == "Local":
             node_port_flags |= _THIS_NODE
@@ -170,6 +173,7 @@ class _Work:
                     port,
                     self.context,
                     exposed=bool(near or node_port),
+                    zonal=bool(how and how.room),
                 )
                 if address not in self.context.local_addresses:
                     self._add(address, port.port, port, owner, sets.cluster_ip)
@@ -193,7 +197,7 @@ class _Work:
         for address in addresses:
             if first and address not in self.context.local_addresses:
                 frontend = Frontend(address, 0, 0)
-                self.entries[frontend] = Entry(frontend, first, empty=EMPTY_REFUSE)
+                self.entries[frontend] = Entry(frontend, first, empty=EMPTY_REFUSE, policy=how)
 
     def _add(
         self,
@@ -214,11 +218,13 @@ class _Work:
                 owner,
                 chosen.endpoints,
                 chosen.empty,
-                ALGORITHM_RANDOM,
+                self.choice.algorithm | chosen.choice,
                 self.affinity,
                 flags,
                 chosen.places,
                 outside,
+                chosen.weights,
+                self.choice.policy,
             ),
         )
 
@@ -292,6 +298,15 @@ class _Work:
                 "topology hints are not made for Auto, so endpoints of all zones are used",
                 "delete the annotation, and write spec.trafficDistribution: PreferSameZone",
                 "TopologyHintsNotMade",
+            )
+
+    def _warn_of_drain(self) -> None:
+        if self.choice.drain and (why := sticky(self.choice.algorithm, self.affinity)):
+            self._warn(
+                f"metadata.annotations[{DRAIN}]",
+                f"it has no effect with {why}: a client would come back to the same endpoint",
+                f"delete it, or do without {why}",
+                "DrainWithoutEffect",
             )
 
     def _warn(self, where: str, message: str, mend: str, reason: str) -> None:

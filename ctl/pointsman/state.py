@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pointsman.choice import Kept
 from pointsman.errors import AlreadyRunning
 from pointsman.objects import Ref
 
 STATUS = "status.json"
 CLAIMS = "cluster-ips.json"
+ANNOTATIONS = "annotations.json"
 LAST_GOOD = "last-good.json"
 RESERVED = "reserved-ports.json"
 LOCK = "agent.lock"
+_UID = "uid"  # beside the annotations, whose names have a prefix with a slash
 
 
 def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
@@ -51,6 +54,23 @@ def read_claims(directory: Path) -> dict[str, Ref]:
 def write_claims(directory: Path, claims: Mapping[str, Ref]) -> None:
     owners = {address: f"{ref.namespace}/{ref.name}" for address, ref in sorted(claims.items())}
     write_json(directory / CLAIMS, owners, durable=True)
+
+
+def read_annotations(directory: Path) -> dict[Ref, Kept]:
+    """By object, the last good values of annotations that were bad when the agent last ran."""
+    saved, kept = read_json(directory / ANNOTATIONS), {}
+    for key, found in saved.items() if isinstance(saved, dict) else ():
+        if isinstance(found, dict) and (ref := Ref.parse(key)):
+            texts = {name: text for name, text in found.items() if isinstance(text, str)}
+            kept[ref] = Kept(texts.pop(_UID, ""), texts)
+    return kept
+
+
+def write_annotations(directory: Path, kept: Mapping[Ref, Kept]) -> None:
+    saved = {}
+    for ref, (uid, texts) in sorted(kept.items()):
+        saved[str(ref)] = {_UID: uid, **texts} if uid else texts
+    write_json(directory / ANNOTATIONS, saved)
 
 
 def read_reserved(directory: Path) -> tuple[tuple[int, int], ...]:

@@ -7,13 +7,15 @@ import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from pointsman import abi, state
 from pointsman.builtin import DnsService
+from pointsman.choice import choice_of
 from pointsman.clusterip import ClusterIPs
+from pointsman.drainsets import Asked, sets_of
 from pointsman.events import Changed, Listed, Problem
 from pointsman.generations import Loaded
 from pointsman.maps import Maps, apply, take_over
@@ -24,6 +26,7 @@ from pointsman.pins import Pins
 from pointsman.plan import Garbage, Plan
 from pointsman.planner import Planner
 from pointsman.settings import Settings
+from pointsman.slowstart import SlowStart, told
 from pointsman.surroundings import Surroundings
 from pointsman.telemetry import Telemetry
 from pointsman.tracker import Tracker
@@ -70,7 +73,10 @@ class Sync:
         if settings.api is None:
             self._claims = state.read_claims(settings.state_dir)
             self._cluster_ips = ClusterIPs(settings.service_cidrs, self._claims)
-        self.tracker = Tracker(self._cluster_ips)
+        self._kept = state.read_annotations(settings.state_dir)
+        self.tracker = Tracker(self._cluster_ips, self._kept)
+        self._slow_start = SlowStart()
+        self._draining: set[Ref] = set()  # Services with a rate
         self.zone: Zone | None = None
         self.dns_service: DnsService | None = None
         self.totals = {"syncs": 0, "failures": 0}
@@ -134,6 +140,25 @@ class Sync:
             return None
         return Membership(self.tracker, self._surroundings.context, self._planner.owner)
 
+    def asked(self, refs: Iterable[Ref]) -> dict[Ref, Asked | None]:
+        """Which of these Services want connections ended for endpoints that join, and which want
+        that no longer. To be called when the maps are in step."""
+        found: dict[Ref, Asked | None] = {}
+        context = self._surroundings.context
+        for ref in refs:
+            service = self.tracker.services.get(ref)
+            rate = choice_of(service.metadata.annotations, context.policy).drain if service else 0.0
+            if rate:
+                # With the whole weights: a step of slow start is no reason to end anything.
+                entries, _ = resolve_ref(ref, self.tracker, context)
+                sets = sets_of(entries, self._planner.endpoints)
+                found[ref] = Asked(rate, sets, ref in self._slow_start.steps)
+                self._draining.add(ref)
+            elif ref in self._draining:
+                self._draining.remove(ref)
+                found[ref] = None
+        return found
+
     # -- syncing -----------------------------------------------------------------------------
 
     def advance(self) -> set[Ref] | None:
@@ -143,6 +168,7 @@ class Sync:
         self._touched |= self._surroundings.follow(self.tracker, self._touched)
         if self._failed_at is not None:
             return None
+        self._touched |= self._slow_start.due(time.monotonic())
         try:
             touched = self._advance()
             if self._skips:
@@ -162,7 +188,7 @@ class Sync:
         self._listed = self._retry = False
         touched = self._touched  # forgotten only when they are in the maps
         changed = self._resolve(touched)
-        self._save_claims()
+        self._save()
         self._telemetry.stage("resolve", time.monotonic() - began)
         if self._attached:
             self._refuse(before=True)
@@ -186,7 +212,7 @@ class Sync:
                 return None
             began = time.monotonic()
             self._resolve(self._touched)
-            self._save_claims()
+            self._save()
             self._replace()
         except OSError as error:
             self._fail(error)
@@ -219,6 +245,8 @@ class Sync:
                 if ref.kind == "Service":
                     self._look_at(ref)
                 entries, problems = resolve_ref(ref, self.tracker, context)
+                if ref.kind == "Service":
+                    entries = self._slowed(ref, entries)
             except Exception as error:
                 log.exception("%s could not be worked out", ref)
                 entries, problems = self._entries.get(ref, ()), (_mistake(ref, error),)
@@ -233,6 +261,12 @@ class Sync:
                 else:
                     del self._entries[ref]
         return changed
+
+    def _slowed(self, ref: Ref, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """With the weights that the endpoints have by now."""
+        service, policy = self.tracker.services.get(ref), self._surroundings.context.policy
+        seconds = choice_of(service.metadata.annotations, policy).slow_start if service else 0
+        return self._slow_start.weigh(ref, entries, seconds, time.monotonic())
 
     def _look_at(self, ref: Ref) -> None:
         """What else hangs on a Service: its names, and whether its policies leave it empty here."""
@@ -301,6 +335,19 @@ class Sync:
         gc.freeze()
         gc.set_threshold(*COLLECT)
 
+    def _save(self) -> None:
+        """What the next start must know; connections don't wait for this disk."""
+        self._save_claims()
+        if (kept := self.tracker.kept) != self._kept:
+            try:
+                state.write_annotations(self._settings.state_dir, kept)
+            except OSError as error:
+                log.error(
+                    "annotations could not be saved, tried again with the next sync: %s", error
+                )
+            else:
+                self._kept = kept
+
     def _save_claims(self) -> None:
         if self._cluster_ips is None:
             return
@@ -310,7 +357,7 @@ class Sync:
         if claims != saved:
             try:
                 state.write_claims(self._settings.state_dir, claims)
-            except OSError as error:  # connections don't wait for this disk
+            except OSError as error:
                 log.error(
                     "ClusterIPs could not be saved, tried again with the next sync: %s", error
                 )
@@ -333,6 +380,10 @@ class Sync:
             for ref, reason in self._planner.unplaced.items()
         ]
         return [*found, *self._planner.shortages()]
+
+    def slow(self) -> dict[str, dict[str, int]]:
+        """Per cent of their weight that endpoints have in slow start, by Service."""
+        return told(self._slow_start.steps)
 
     def usage(self) -> Mapping[str, tuple[int, int]]:
         """How many elements are taken, and how many there are, by map."""

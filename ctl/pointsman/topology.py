@@ -6,10 +6,11 @@ fallback to terminating endpoints of KEP-1669, the hints of KEP-2433 and KEP-301
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pointsman import abi
+from pointsman.choice import USUAL_WEIGHT, WEIGHT, weight_of
 from pointsman.context import Context
 from pointsman.objects import Endpoint, EndpointHints, EndpointSlice
 from pointsman.values import Backend, to_address
@@ -89,6 +90,36 @@ def places(
                 else:
                     found.setdefault(backend, _ELSEWHERE)
     return found
+
+
+def weights(
+    slices: Sequence[EndpointSlice], family: str, port_name: str, protocol: str
+) -> dict[Backend, int]:
+    """What endpoints weigh; nothing where all weigh as usual. One in two slices weighs what the
+    heavier one says."""
+    if not any(WEIGHT in piece.metadata.annotations for piece in slices):
+        return {}
+    found: dict[Backend, int] = {}
+    for piece in slices:
+        weight = weight_of(piece.metadata.annotations)
+        for endpoints, number in _ports((piece,), family, port_name, protocol):
+            for endpoint in endpoints:
+                if endpoint.addresses:
+                    backend = (to_address(endpoint.addresses[0]), number)
+                    found[backend] = max(weight, found.get(backend, 0))
+    return found if any(weight != USUAL_WEIGHT for weight in found.values()) else {}
+
+
+def in_zone(
+    slices: Iterable[EndpointSlice], family: str, port_name: str, protocol: str, zone: str
+) -> frozenset[Backend]:
+    """The endpoints of which a slice says that they are in this zone."""
+    return frozenset(
+        (to_address(endpoint.addresses[0]), number)
+        for endpoints, number in _ports(slices, family, port_name, protocol)
+        for endpoint in endpoints
+        if endpoint.addresses and endpoint.zone == zone
+    )
 
 
 def serving(

@@ -7,8 +7,12 @@ controller and of its ClusterIP allocator; an API server's objects come with bot
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
+from msgspec.structs import replace
+
+from pointsman.choice import Kept, kept, settle
 from pointsman.clusterip import ClusterIPs
 from pointsman.endpoints import endpoint_slices, selects
 from pointsman.events import Changed, Listed, Problem
@@ -27,6 +31,8 @@ from pointsman.objects import (
 from pointsman.optout import ANNOTATION
 
 ServiceKey = tuple[str, str]  # namespace, name
+_NOTHING = Kept("", {})
+_Annotated = TypeVar("_Annotated", Service, EndpointSlice, Pod)
 
 
 class Tracker:
@@ -34,12 +40,17 @@ class Tracker:
     that have hostPorts or may be opted out, Nodes and Namespaces.
 
     `cluster_ips`: None when an API server hands out the addresses, and controllers beside it make
-    the EndpointSlices.
+    the EndpointSlices. `kept`: what `Tracker.kept` was when the agent last ran.
     """
 
-    def __init__(self, cluster_ips: ClusterIPs | None = None) -> None:
+    def __init__(
+        self, cluster_ips: ClusterIPs | None = None, kept: Mapping[Ref, Kept] = {}
+    ) -> None:
         self._cluster_ips = cluster_ips
-        #: As written, and as served: with ClusterIPs filled in.
+        self._remembered = dict(kept)
+        self.kept: dict[Ref, Kept] = {}
+        self._annotation_problems: dict[Ref, tuple[Problem, ...]] = {}
+        #: As written, and as served: with ClusterIPs filled in, and annotations that count.
         self._written: dict[Ref, Service] = {}
         self.services: dict[Ref, Service] = {}
         self._slices: dict[Ref, EndpointSlice] = {}
@@ -64,7 +75,7 @@ class Tracker:
         return [*self._made.get(ref, ()), *(self._slices[slice_ref] for slice_ref in written)]
 
     def find(self, ref: Ref) -> Object | None:
-        """The object of this name as it was written, None if there is none."""
+        """The object of this name, a Service as it was written; None if there is none."""
         for known in (
             self._written, self._slices, self.pods, self.nodes, self.namespaces, self.service_cidrs
         ):  # fmt: skip
@@ -79,7 +90,8 @@ class Tracker:
 
     @property
     def problems(self) -> list[Problem]:
-        return [problem for found in self._problems.values() for problem in found]
+        found = (*self._problems.values(), *self._annotation_problems.values())
+        return [problem for problems in found for problem in problems]
 
     def counts(self) -> dict[str, int]:
         """How many objects of each kind are known; of the last three only if there are any."""
@@ -101,7 +113,6 @@ class Tracker:
         """Takes the event in; the refs of what may differ now."""
         if isinstance(event, Changed):
             return self._apply(event.objects, event.deleted)
-        self.listed = True
         present = {obj.ref for obj in event.objects}
         known = (
             *self._written, *self._slices, *self.pods,
@@ -110,7 +121,10 @@ class Tracker:
         if self._cluster_ips is not None and not self._written:
             # In one go, so that the oldest claim wins and not the first in the list.
             self._cluster_ips.assign_all(o for o in event.objects if isinstance(o, Service))
-        return self._apply(event.objects, [ref for ref in known if ref not in present])
+        touched = self._apply(event.objects, [ref for ref in known if ref not in present])
+        self.listed = True
+        self._remembered.clear()
+        return touched
 
     def _apply(self, objects: Iterable[Object], deleted: Iterable[Ref]) -> set[Ref]:
         touched: set[Ref] = set()
@@ -161,6 +175,34 @@ class Tracker:
                 touched.add(ref)
         return touched
 
+    def _settle(self, obj: _Annotated, before: _Annotated | None) -> _Annotated:
+        """With the annotations that count; what they were `before` stays where one is bad now."""
+        ref, meta = obj.ref, obj.metadata
+        known = self._remembered.get(ref, _NOTHING)
+        if before:
+            known = Kept(before.metadata.uid, before.metadata.annotations)
+        annotations, problems = settle(ref, meta.annotations, known.for_uid(meta.uid))
+        if problems:
+            self._annotation_problems[ref] = problems
+        else:
+            self._annotation_problems.pop(ref, None)
+        self._keep(ref, Kept(meta.uid, kept(meta.annotations, annotations)))
+        if annotations is meta.annotations:
+            return obj
+        return replace(obj, metadata=replace(meta, annotations=annotations))
+
+    def _keep(self, ref: Ref, last: Kept) -> None:
+        if not last.annotations:
+            last = _NOTHING
+        if last != self.kept.get(ref, _NOTHING):
+            self.kept = {key: value for key, value in self.kept.items() if key != ref}
+            if last.annotations:
+                self.kept[ref] = last
+
+    def _forget(self, ref: Ref) -> None:
+        self._annotation_problems.pop(ref, None)
+        self._keep(ref, _NOTHING)
+
     def _put_service(self, service: Service) -> None:
         ref = service.ref
         self._unindex(ref)
@@ -182,7 +224,7 @@ class Tracker:
                 found: list[Problem] = []
                 if self._cluster_ips is not None:
                     service, found = self._cluster_ips.assign(service)
-                self.services[ref] = service
+                self.services[ref] = self._settle(service, self.services.get(ref))
                 self._note(ref, found)
                 assigned.add(ref)
             pending = [*self._due()]
@@ -211,20 +253,27 @@ class Tracker:
         self.services.pop(ref, None)
         self._made.pop(ref, None)
         self._problems.pop(ref, None)
+        self._forget(ref)
         touched.add(ref)
         if self._cluster_ips is not None:
             self._cluster_ips.release(ref)
 
     def _put_slice(self, piece: EndpointSlice, touched: set[Ref]) -> None:
-        if self._slices.get(piece.ref) == piece:
+        before = self._slices.get(piece.ref)
+        piece = self._settle(piece, before)
+        if before == piece:
             return
-        self._drop_slice(piece.ref, touched)
+        self._unlink_slice(piece.ref, touched)
         self._slices[piece.ref] = piece
         if piece.service:
             self._slices_of[piece.metadata.namespace, piece.service].add(piece.ref)
             touched.add(Ref("Service", piece.metadata.namespace, piece.service))
 
     def _drop_slice(self, ref: Ref, touched: set[Ref]) -> None:
+        self._unlink_slice(ref, touched)
+        self._forget(ref)
+
+    def _unlink_slice(self, ref: Ref, touched: set[Ref]) -> None:
         old = self._slices.pop(ref, None)
         if old is None or not old.service:
             return
@@ -235,9 +284,11 @@ class Tracker:
         touched.add(Ref("Service", *key))
 
     def _put_pod(self, pod: Pod, touched: set[Ref], remake: set[Ref]) -> None:
-        if self.pods.get(pod.ref) == pod:
+        before = self.pods.get(pod.ref)
+        pod = self._settle(pod, before)
+        if before == pod:
             return
-        self._drop_pod(pod.ref, touched, remake)
+        self._unlink_pod(pod.ref, touched, remake)
         self.pods[pod.ref] = pod
         self._pods_in[pod.ref.namespace][pod.ref] = pod
         remake |= self._selectors_of(pod)
@@ -245,6 +296,10 @@ class Tracker:
             touched.add(pod.ref)
 
     def _drop_pod(self, ref: Ref, touched: set[Ref], remake: set[Ref]) -> None:
+        self._unlink_pod(ref, touched, remake)
+        self._forget(ref)
+
+    def _unlink_pod(self, ref: Ref, touched: set[Ref], remake: set[Ref]) -> None:
         old = self.pods.pop(ref, None)
         if old is not None:
             del self._pods_in[ref.namespace][ref]

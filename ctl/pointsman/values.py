@@ -61,6 +61,11 @@ class Frontend(NamedTuple):
     def wildcard(self) -> bool:
         return self.port == 0
 
+    @property
+    def node_port(self) -> Frontend:
+        """The NodePort's, at whatever address of a node it was dialled."""
+        return self._replace(address=ANY_IPV4 if is_ipv4(self.address) else ANY_IPV6)
+
     def __str__(self) -> str:
         if self.wildcard:
             return endpoint_text(self.address, "*")
@@ -86,9 +91,9 @@ class PortName(NamedTuple):
 class Outside:
     """What clients outside of the cluster get of a frontend, a packet at a time.
 
-    `endpoints`, `places` and `empty` as in `Entry`, `flags` a sum of PACKETS_… of abi.h. With
-    PACKETS_RANGES among them only clients in `sources` are served: (address, how many of its 128
-    bits count), sorted.
+    `endpoints`, `places`, `weights` and `empty` as in `Entry`, `flags` a sum of PACKETS_… of abi.h.
+    With PACKETS_RANGES among them only clients in `sources` are served: (address, how many of its
+    128 bits count), sorted.
     """
 
     endpoints: tuple[Backend, ...] = ()
@@ -96,6 +101,26 @@ class Outside:
     empty: int = 0
     flags: int = 0
     sources: tuple[tuple[Address, int], ...] = ()
+    weights: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a service port deals with its endpoints, as `struct policy` of abi.h; times in ns.
+
+    `most_percent` is the share of a set that may be ejected at a time.
+    """
+
+    watch: bool = False
+    max_connections: int = 0
+    room: int = 0
+    streak: int = 0
+    percent: int = 0
+    volume: int = 0
+    shortest: int = 0
+    longest: int = 0
+    trial: int = 0
+    most_percent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +128,13 @@ class Entry:
     """What one frontend should be. `endpoints` is sorted and has no duplicates.
 
     `empty` says what a set without endpoints answers (EMPTY_… of abi.h), `affinity` is in seconds
-    (0 = none), `algorithm` one of ALGORITHM_… of abi.h, `flags` a sum of SERVICE_… of abi.h.
+    (0 = none), `algorithm` one of ALGORITHM_… of abi.h and a sum of CHOICE_…, `flags` a sum of
+    SERVICE_… of abi.h.
     `places` says where each endpoint is (SLOT_… of abi.h); () where nobody asks, or nothing is
     known. `outside` is None for what is not served to clients outside of the cluster.
+    `weights` has one for each endpoint, () where all are alike; with CHOICE_ZONE those of other
+    zones have WEIGHT_ELSEWHERE of abi.h. All entries of an owner have one
+    `policy`.
     """
 
     frontend: Frontend
@@ -117,3 +146,5 @@ class Entry:
     flags: int = 0
     places: tuple[int, ...] = ()
     outside: Outside | None = None
+    weights: tuple[int, ...] = ()
+    policy: Policy | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pointsman.hooks import Link
@@ -13,6 +13,7 @@ from pointsman.inspect import (
     Held,
     Reader,
     algorithm_name,
+    choice_names,
     empty_name,
     flags_text,
     held,
@@ -20,8 +21,10 @@ from pointsman.inspect import (
 )
 from pointsman.maglev import stamp
 from pointsman.plan import RETIRED, Slot
+from pointsman.policies import NO_POLICY, PolicyElement, algorithm_of, choices
 from pointsman.ranges import Source, source_text
-from pointsman.values import Backend, Entry, Frontend, Outside, endpoint_text
+from pointsman.shares import ELSEWHERE, USUAL, normal
+from pointsman.values import Backend, Entry, Frontend, Outside, Policy, PortName, endpoint_text
 
 _NOT_SERVED = Outside()
 
@@ -61,6 +64,8 @@ def compare(desired: Iterable[Entry], reader: Reader) -> list[Difference]:
             message = f"extra, held for {_name(each)}; nothing defines it"
             found.append(Difference("frontend-extra", str(frontend), message))
         found += _sound(each, reader)
+    policies = {e.owner: e.policy for entries in wanted.values() for e in entries if e.policy}
+    found += _compare_policies(policies, actual.values(), reader)
     found += _dangling(list(actual.values()), reader)
     return sorted(set(found), key=lambda d: (d.object, d.kind, d.message))
 
@@ -74,7 +79,7 @@ def _compare(entry: Entry, each: Held) -> list[Difference]:
     at, element = str(entry.frontend), each.element
     for kind, want, have in (
         ("owner", str(entry.owner), _name(each)),
-        ("algorithm", algorithm_name(entry.algorithm), algorithm_name(element.algorithm)),
+        ("algorithm", _algorithm(algorithm_of(entry)), _algorithm(element.algorithm)),
         ("affinity", f"{entry.affinity} s", f"{element.affinity} s"),
         ("flags", flags_text(entry.flags), flags_text(element.flags)),
     ):
@@ -83,13 +88,18 @@ def _compare(entry: Entry, each: Held) -> list[Difference]:
     if not entry.endpoints and not element.count and entry.empty != element.first:
         want, have = empty_name(entry.empty), empty_name(element.first)
         found.append(Difference("empty", at, f"an empty set should mean {want}, means {have}"))
-    return found + _compare_sets(at, entry.endpoints, entry.places, each.slots)
+    return found + _compare_sets(at, entry.endpoints, entry.places, entry.weights, each.slots)
+
+
+def _algorithm(number: int) -> str:
+    return " ".join((algorithm_name(number), *choice_names(number)))
 
 
 def _compare_sets(
     at: str,
     endpoints: Sequence[Backend],
     places: Sequence[int],
+    weights: Sequence[int],
     slots: Sequence[Slot],
     where: str = "",
 ) -> list[Difference]:
@@ -108,12 +118,44 @@ def _compare_sets(
         if slot.backend in want_set and want != have:
             message = f"{_text(slot.backend)} should be {_place(want)}, is {_place(have)}{where}"
             found.append(Difference("place", at, message))
+    weigh = dict(zip(endpoints, normal(weights), strict=False))
+    alike = not normal([slot.weight for slot in slots])
+    for slot in slots:
+        want, have = weigh.get(slot.backend, USUAL), USUAL if alike else slot.weight
+        if slot.backend in want_set and want != have:
+            texts = _weight(want), _weight(have)
+            message = f"{_text(slot.backend)} should {texts[0]}, does {texts[1]}{where}"
+            found.append(Difference("weight", at, message))
+    return found
+
+
+def _compare_policies(
+    wanted: Mapping[PortName, Policy], actual: Iterable[Held], reader: Reader
+) -> list[Difference]:
+    sets: dict[tuple[PortName, int], list[int]] = {}
+    for each in actual:
+        weights = [slot.weight for slot in each.slots]
+        backends = [slot.backend for slot in each.slots]
+        sets.setdefault((each.name, each.element.owner), []).append(choices(backends, weights))
+    there, found = dict(reader.policies()), []
+    for (name, owner), sizes in sets.items():
+        want, have = NO_POLICY, there.pop(owner, NO_POLICY)
+        if policy := wanted.get(name):
+            want = PolicyElement.of_sets(policy, sizes)
+        if want.words != have.words:
+            message = f"policy should be {want}, is {have}"
+            found.append(Difference("policy", str(name), message))
+    for owner in there:
+        message = f"owner {owner} has a policy, but no frontend belongs to it"
+        found.append(Difference("policy-dangling", f"owner {owner}", message))
     return found
 
 
 def _compare_outside(wanted: Outside, each: Held, ranges: Collection[Source]) -> list[Difference]:
     at, element = str(each.frontend), each.element
-    found = _compare_sets(at, wanted.endpoints, wanted.places, each.outside, " from outside")
+    found = _compare_sets(
+        at, wanted.endpoints, wanted.places, wanted.weights, each.outside, " from outside"
+    )
     want, have = (packets_text(flags) for flags in (wanted.flags, element.packets))
     if want != have:
         found.append(Difference("packets", at, f"packets should be {want}, are {have}"))
@@ -132,6 +174,15 @@ def _compare_outside(wanted: Outside, each: Held, ranges: Collection[Source]) ->
             for source in sorted(sources)
         ]
     return found
+
+
+def _stamp(slots: Sequence[Slot]) -> bytes:
+    return stamp([slot.backend for slot in slots], normal([slot.weight for slot in slots]))
+
+
+def _weight(weight: int) -> str:
+    where = " in another zone" if weight & ELSEWHERE else ""
+    return f"weigh {weight & (ELSEWHERE - 1)}{where}"
 
 
 def _place(place: int) -> str:
@@ -158,10 +209,12 @@ def _sound(each: Held, reader: Reader) -> list[Difference]:
     if len(each.outside) != element.outside.count:
         message = f"the outside set of service {each.ident} ends beyond the slots map"
         found.append(Difference("set", at, message))
-    elif element.table.count and reader.stamp(element.table) != stamp(
-        [slot.backend for slot in each.outside]
-    ):
+    elif element.table.count and reader.stamp(element.table) != _stamp(each.outside):
         message = f"the Maglev table of service {each.ident} was made for other endpoints"
+        found.append(Difference("table", at, message))
+    inside = element.inside if len(each.slots) == element.count else None
+    if inside and inside.count and reader.stamp(inside) != _stamp(each.slots):
+        message = f"the Maglev table for sockets of service {each.ident} was made for others"
         found.append(Difference("table", at, message))
     for slot in {*each.slots, *each.outside}:
         generation, _ = reader.load(slot.endpoint)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ from pointsman import abi, bpf, btf, maglev
 from pointsman.decisions import COUNTED
 from pointsman.errors import LayoutMismatch, NotLoaded
 from pointsman.marks import bit_of
+from pointsman.outcomes import Outcomes, outcomes_of
 from pointsman.plan import Element, Limits, Run, Slot, Snapshot, pack_frontend
+from pointsman.policies import POLICY_BYTES, PolicyElement, ejected_in, ejected_of
 from pointsman.ranges import Source, unpack
+from pointsman.shares import USUAL, normal
 from pointsman.values import Address, Backend, Frontend, PortName
 
 _layouts = abi.layouts()
 _SERVICE_FIELDS = ("set", "owner", "algorithm", "flags", "affinity", "key")
 #: What maps of a version without programs for packets do not have.
 _PACKET_FIELDS = ("packets", "outside", "table")
+#: What those of a version with one algorithm do not have; `load`, too.
+_CHOICE_FIELDS = ("inside",)
+_LOAD_FIELDS = ("owner", "latency", "measured", "until", "window", "streak")
 _SLOT_FIELDS = ("addr", "port", "endpoint", "generation", "owner", "flags")
 _read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
 _read_name = _layouts["name"].reader("namespace", "service", "port")
@@ -29,7 +36,9 @@ read_settings = _layouts["settings"].reader(*SETTINGS)
 #: The struct of each array's elements, and the field that is read for all elements at once.
 _VALUES = {"services": "service", "slots": "slot", "load": "load"}
 _COLUMNS = {"services": "owner", "slots": "owner", "load": "generation"}
+_read_share = _layouts["share"].reader("weight")
 _u32 = struct.Struct("=I")
+_line = struct.Struct(f"={maglev.PER_LINE}H")
 _u64 = struct.Struct("=Q")
 #: Index into `counters` by name.
 COUNTERS = {
@@ -64,6 +73,7 @@ class View:
     _services: bpf.Copy | bpf.Array
     _slots: bpf.Copy | bpf.Array
     _load: bpf.Copy | bpf.Array
+    _shares: bpf.Copy | bpf.Array | None
 
     def __init__(self, directory: Path, packets: Path | None = None) -> None:
         """`packets`: where maps are that are not in `directory`."""
@@ -72,9 +82,11 @@ class View:
         try:
             self._open()
             self._owner_at, self._read_service = self._reader("services", *_SERVICE_FIELDS)
-            self._read_packets = self._packet_reader()
+            self._read_packets = self._later_reader("services", _PACKET_FIELDS)
+            self._read_choice = self._later_reader("services", _CHOICE_FIELDS)
             _, self._read_slot = self._reader("slots", *_SLOT_FIELDS)
             self._generation_at, self._read_load = self._reader("load", "generation", "open")
+            self._read_outcomes = self._later_reader("load", _LOAD_FIELDS)
         except FileNotFoundError:
             raise NotLoaded(
                 f"no maps under {directory}; run 'pointsman up', or 'pointsman load' first"
@@ -84,6 +96,17 @@ class View:
         self._services = bpf.Copy(self.map("services"))
         self._slots = bpf.Copy(self.map("slots"))
         self._load = bpf.Copy(self.map("load"))
+        self._shares = self._copy_of("shares")
+
+    def _copy_of(self, name: str) -> bpf.Copy | None:
+        """None where a version without weights and policies made the maps."""
+        with contextlib.suppress(FileNotFoundError):
+            return bpf.Copy(self.map(name))
+        return None
+
+    @cached_property
+    def _policies(self) -> bpf.Copy | bpf.Array | None:
+        return self._copy_of("policies")
 
     def _reader(self, name: str, *fields: str) -> tuple[int, Callable[..., tuple[Any, ...]]]:
         """A decoder of these fields as this very map has them (an older version may have pinned
@@ -100,11 +123,12 @@ class View:
                 f"{self._path(name)}: the pinned map has no field {error}; run 'pointsman unload'"
             ) from None
 
-    def _packet_reader(self) -> Callable[..., tuple[Any, ...]]:
+    def _later_reader(self, name: str, fields: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
+        """For fields that the maps of an older version lack: zeros then."""
         try:
-            return self._reader("services", *_PACKET_FIELDS)[1]
+            return self._reader(name, *fields)[1]
         except LayoutMismatch:
-            return lambda _memory, _at: (0, 0, 0)
+            return lambda _memory, _at: (0,) * len(fields)
 
     def map(self, name: str) -> bpf.Map:
         """One of the maps, by the name it has in bpf/maps.h. Raises FileNotFoundError."""
@@ -124,7 +148,13 @@ class View:
     @property
     def mapped_bytes(self) -> int:
         """Memory of the arrays; mapped, it counts as resident although no page was touched."""
-        return sum(len(a.memory) for a in (self._services, self._slots, self._load))
+        return sum(len(array.memory) for array in self._arrays)
+
+    @property
+    def _arrays(self) -> list[bpf.Copy | bpf.Array]:
+        policies = self.__dict__.get("_policies")
+        found = (self._services, self._slots, self._load, self._shares, policies)
+        return [array for array in found if array]
 
     @property
     def limits(self) -> Limits:
@@ -138,7 +168,7 @@ class View:
         )
 
     def close(self) -> None:
-        for array in (self._services, self._slots, self._load):
+        for array in self._arrays:
             array.close()
         for opened in self._maps.values():
             opened.close()
@@ -169,6 +199,7 @@ class View:
         memory = self._services.memory
         value, owner, algorithm, flags, affinity, key = self._read_service(memory, at)
         packets, outside, table = self._read_packets(memory, at)
+        (inside,) = self._read_choice(memory, at)
         return Element(
             frontend_of(key),
             owner,
@@ -180,6 +211,7 @@ class View:
             packets,
             Run.of(outside),
             Run.of(table),
+            Run.of(inside),
         )
 
     def slots(self, first: int, count: int) -> tuple[Slot, ...]:
@@ -188,11 +220,19 @@ class View:
         end = min(first + count, self._slots.entries)
         read, ntohs = self._read_slot, socket.ntohs
         return tuple(
-            Slot((address, ntohs(port)), endpoint, generation, owner, place)
-            for address, port, endpoint, generation, owner, place in (
-                read(memory, i * stride) for i in range(first, end)
+            Slot((address, ntohs(port)), endpoint, generation, owner, place, weight)
+            for (address, port, endpoint, generation, owner, place), weight in zip(
+                (read(memory, i * stride) for i in range(first, end)),
+                self._weights(first, end),
+                strict=True,
             )
         )
+
+    def _weights(self, first: int, end: int) -> Iterable[int]:
+        if self._shares is None:
+            return [USUAL] * (end - first)
+        memory, stride = self._shares.memory, self._shares.stride
+        return (_read_share(memory, i * stride)[0] for i in range(first, end))
 
     def load(self, endpoint: int) -> tuple[int, int]:
         """(generation, open connections) of an endpoint id."""
@@ -201,6 +241,39 @@ class View:
         generation, opened = self._read_load(self._load.memory, endpoint * self._load.stride)
         # Signed while an upgrade merges two maps: what is below zero is not yet merged.
         return generation, opened if opened < 1 << 31 else 0
+
+    def outcomes(self, endpoint: int) -> Outcomes:
+        """What came of connects to an endpoint id."""
+        if not 0 <= endpoint < self._load.entries:
+            return Outcomes()
+        found = self._read_outcomes(self._load.memory, endpoint * self._load.stride)
+        return outcomes_of(*found)
+
+    def policies(self) -> dict[int, PolicyElement]:
+        """What is not zero, by owner id."""
+        if self._policies is None:
+            return {}
+        memory, stride = self._policies.memory, self._policies.stride
+        nothing, found = bytes(POLICY_BYTES), {}
+        for owner in range(self._policies.entries):
+            at = owner * stride
+            if memory[at : at + POLICY_BYTES] != nothing:
+                found[owner] = PolicyElement.of(memory[at : at + stride])
+        return found
+
+    def ejected(self, owner: int) -> int:
+        """How many endpoints of this owner are ejected now, or would be."""
+        if self._policies is None or not 0 <= owner < self._policies.entries:
+            return 0
+        at = owner * self._policies.stride
+        return ejected_of(self._policies.memory[at : at + self._policies.stride])
+
+    def ejected_in_all(self) -> int:
+        """How many endpoints of all owners that are watched are ejected now, or would be."""
+        if (policies := self._policies) is None:
+            return 0
+        with memoryview(policies.memory) as memory:
+            return ejected_in(memory, policies.stride, policies.entries)
 
     def counters(self) -> dict[str, int]:
         """Events since load by name (COUNTER_… of abi.h), summed over all CPUs."""
@@ -252,15 +325,15 @@ class View:
         }
         slots: dict[tuple[int, int], tuple[tuple[Backend, int, int], ...]] = {}
         places: dict[tuple[int, int], tuple[int, ...]] = {}
-        for run in {(e.first, e.count) for e in services.values()}.union(
-            e.outside for e in services.values()
-        ):
-            if run[1]:
-                found = self.slots(*run)
-                slots[run] = tuple((s.backend, s.endpoint, s.generation) for s in found)
-                if any(slot.place for slot in found):
-                    places[run] = tuple(slot.place for slot in found)
-        tables = {e.table for e in services.values() if e.table.count}
+        weights: dict[tuple[int, int], tuple[int, ...]] = {}
+        for run in {run for e in services.values() for run in e.runs}:
+            found = self.slots(*run)
+            slots[run] = tuple((s.backend, s.endpoint, s.generation) for s in found)
+            if any(slot.place for slot in found):
+                places[run] = tuple(slot.place for slot in found)
+            if unlike := normal([slot.weight for slot in found]):
+                weights[run] = unlike
+        tables = {run for e in services.values() for run in e.tables}
         return Snapshot(
             frontends,
             services,
@@ -271,12 +344,19 @@ class View:
             places,
             {run: self.stamp(run) for run in tables},
             self.ranges(),
+            weights,
+            self.policies(),
         )
 
     def stamp(self, table: Run) -> bytes:
         """What stands at the end of a Maglev table; b"" if that is outside of the map."""
         last = table.first + maglev.lines_of(table.count) - 1
         return (self.map("maglev").lookup(_u32.pack(last)) or b"")[-maglev.STAMP :]
+
+    def line(self, index: int) -> tuple[int, ...]:
+        """The places that stand in one line of Maglev tables."""
+        raw = self.map("maglev").lookup(_u32.pack(index)) or bytes(maglev.LINE)
+        return _line.unpack(raw)
 
     def ranges(self) -> dict[int, frozenset[Source]]:
         """The ranges of clients by service id. None in maps of a version that had none."""
@@ -331,8 +411,15 @@ class Glance(View):
     def _all_settings(self) -> dict[str, Any]:
         return super().settings()
 
+    @cached_property
+    def _all_policies(self) -> dict[int, PolicyElement]:
+        return super().policies()
+
     def names(self) -> dict[int, PortName]:
         return self._all_names
+
+    def policies(self) -> dict[int, PolicyElement]:
+        return self._all_policies
 
     def settings(self) -> dict[str, Any]:
         return self._all_settings

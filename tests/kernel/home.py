@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.agents import AgentProcess, node_of, slice_of
-from tests.support.kernel import LINUX, run, until
+from tests.support.kernel import of_this_kernel, run, until
 
 NODE_IP, NODE_IP6, OTHER_NODE = "192.0.2.1", "2001:db8::1", "192.0.2.2"
 ONE, TWO, THREE = "10.244.0.1", "10.244.0.2", "10.244.0.3"
@@ -21,7 +21,7 @@ ONE6, TWO6 = "fd00:244::1", "fd00:244::2"
 KINDS = ("tcp", "udp", "unconnected udp")
 PORT = 80
 #: What programs answer, the kernel before Linux 5.18 for them: there is nothing but EPERM then.
-REFUSED, DROPPED = ("ECONNREFUSED", "EHOSTUNREACH") if LINUX >= (5, 18) else ("EPERM", "EPERM")
+REFUSED, DROPPED = of_this_kernel("ECONNREFUSED"), of_this_kernel("EHOSTUNREACH")
 NO_SERVICE = "ENETUNREACH"
 
 

@@ -89,13 +89,14 @@ def test_each_pod_is_a_client_of_its_own(lab: Lab) -> None:
     pods = [Pod() for _ in range(8)]  # all of one endpoint: once in 40**7
     try:
         seen = [{pod.run(udp_peer, lab) for _ in range(10)} for pod in pods]
+        clients = {pod.netns for pod in pods}
     finally:
         for pod in pods:
             pod._thread.shutdown()
 
     assert all(len(peers) == 1 for peers in seen)
     assert len(set.union(*seen)) > 1, "all pods of the node share one endpoint"
-    assert {pod.netns for pod in pods} <= {netns for netns, _ in entries(lab)}
+    assert clients <= {netns for netns, _ in entries(lab)}
 
 
 def test_all_vips_of_a_service_port_share_it_and_tcp_and_udp_do_not(lab: Lab) -> None:
@@ -264,9 +265,9 @@ def test_two_cpus_agree_on_a_new_client(
 ) -> None:
     """Both find no entry, both choose: they must come to the same endpoint."""
     needs_cpus()
-    fill = "\tif (!affinity.insert(&key, &value))\n\t\treturn slot;"
+    fill = "\tif (!affinity.insert(key, &value))\n\t\treturn slot;"
     hold = "\tfor (int i_ = 0; i_ < 3000; i_++) { __u64 d_ = 1; overflow_netns.lookup(&d_); }\n"
-    put = fill if rule else "\taffinity.update(&key, &value);\n\treturn slot;"
+    put = fill if rule else "\taffinity.update(key, &value);\n\treturn slot;"
     lab = fresh_lab(source=changed_source(("affinity.h", fill, hold + put)))
     lab.set("web", sticky())
     affinity = lab.maps.map("affinity")

@@ -239,7 +239,7 @@ def test_a_connection_that_outlives_its_endpoint_leaves_the_next_one_with_its_id
         client.close()
         assert lab.maps.load(ident)[1] == 0
         assert (
-            int.from_bytes(lab.maps.map("load").lookup(ident.to_bytes(4, "little"))[4:], "little")
+            int.from_bytes(lab.maps.map("load").lookup(ident.to_bytes(4, "little"))[4:8], "little")
             == 0
         )
 

@@ -3,14 +3,17 @@ on any kernel; and by what this kernel really has, which tells most where it is 
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from pointsman import bpf
+from pointsman.cli.look import explain
 from pointsman.hooks import LOST
 from pointsman.observe import lacks
 from tests.support.kernel import LINUX, REFUSED, TCP, Lab, tcp_server, until
@@ -18,7 +21,11 @@ from tests.support.kernel import LINUX, REFUSED, TCP, Lab, tcp_server, until
 pytestmark = pytest.mark.kernel
 
 WITHOUT_SET_RETVAL = ("sock.c", "#ifdef HAVE_SET_RETVAL", "#if 0")
-WITHOUT_SWAP = ("record.h", "#ifdef HAVE_COMPARE_AND_SWAP", "#if 0")
+WITHOUT_SWAP = (
+    "atomic.h",
+    "#define barrier()",
+    "#undef HAVE_COMPARE_AND_SWAP\n#define barrier()",
+)
 VIP = ("10.96.0.1", 80)
 
 
@@ -75,12 +82,22 @@ def test_the_error_of_a_refused_connect_is_that_of_this_kernel(lab: Lab) -> None
 def test_status_says_what_this_kernel_lacks(kernel: None) -> None:
     said = " ".join(lacks())
     assert ("fail with EPERM" in said) == (LINUX < (5, 18))
-    assert ("programs compare and swap from" in said) == (LINUX < (5, 12))
+    for text in ("programs compare and swap from", "no endpoint is ejected"):
+        assert (text in said) == (LINUX < (5, 12)), text
+    assert ("MPTCP socket tells the endpoint" in said) == (LINUX < (5, 19))
     assert ("the bind guard and opt-outs of pods are off" in said) == (LINUX < (5, 14))
 
 
 def test_whether_programs_compare_and_swap_is_found_by_trying(kernel: None) -> None:
     assert bpf.compares_and_swaps() == (LINUX >= (5, 12))
+
+
+def test_explain_names_the_error_of_this_kernel(lab: Lab) -> None:
+    lab.serve(*VIP, TCP)
+    done = CliRunner().invoke(explain, [f"{VIP[0]}:81", "--bpffs", str(lab.root)])
+    with socket.socket() as client, pytest.raises(OSError) as caught:
+        client.connect((VIP[0], 81))
+    assert f"{errno.errorcode[caught.value.errno or 0]}: no Service defines port 81" in done.output
 
 
 def test_what_is_lost_is_logged_at_the_load(

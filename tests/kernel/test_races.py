@@ -230,7 +230,7 @@ def test_an_endpoint_id_is_used_again_only_after_a_grace_period(
 ) -> None:
     """Between comparing the generation and adding, the id may come to mean another endpoint: the
     connection would be counted there, for ever."""
-    add = "\t\t__sync_fetch_and_add(&load_of->open, 1);\n\t\trecord->counted = 1;"
+    add = "\t\t__sync_fetch_and_add(&load_of->open, 1);\n\t\trecord->counted |= COUNTED_OPEN;"
     lab = fresh_lab(source=changed_source(("record.h", add, f"\t\t{HOLD}\n{add}")))
     with tcp_server() as (server, port):
 
@@ -240,15 +240,15 @@ def test_an_endpoint_id_is_used_again_only_after_a_grace_period(
             ident = lab.endpoint_id("127.0.0.1", port)
             generation = lab.maps.load(ident)[0]
             with meanwhile(dial):
-                lab.maps.set_generations([(ident, generation | 1 << 31)])
+                lab.maps.set_generations([(ident, generation | 1 << 31, 0)])
                 if wait:
                     lab.maps.wait_for_readers()
-                lab.maps.set_generations([(ident, generation + 1)])
+                lab.maps.set_generations([(ident, generation + 1, 0)])
             accepted(server)
             wrong = stays(lambda: lab.maps.load(ident)[1] != 0)
-            lab.maps.set_generations([(ident, generation | 1 << 31)])
+            lab.maps.set_generations([(ident, generation | 1 << 31, 0)])
             lab.maps.wait_for_readers()
-            lab.maps.set_generations([(ident, generation)])
+            lab.maps.set_generations([(ident, generation, 0)])
             return wrong
 
         assert never(lambda: miscounted(wait=True))
@@ -318,8 +318,8 @@ def test_a_record_is_freed_by_one_of_those_that_race_for_it(
                 peer.close()
 
             def counted() -> bool:
-                raw = lab.maps.map("load").lookup(key) or b""
-                return bool(struct.unpack("=Ii", raw)[1] != 0)
+                raw = lab.maps.map("load").lookup(key) or bytes(8)
+                return bool(struct.unpack_from("=Ii", raw)[1] != 0)
 
             return stays(counted)
 

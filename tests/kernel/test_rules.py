@@ -13,6 +13,7 @@ import pytest
 
 from tests.kernel import test_affinity as affinity
 from tests.kernel import test_counts as counts
+from tests.kernel import test_rebalance as rebalance
 from tests.kernel import test_sockets as sockets
 from tests.support.kernel import Lab, until
 
@@ -45,6 +46,11 @@ RULES = [
         ("sock.c", "if (!same_address(found.record->peer, peer->addr) ||", "if (0 &&"),
         counts.test_a_second_connect_that_fails_on_its_way_shows_no_vip_that_it_never_reached,
         id="getpeername-translates-only-the-real-peer",
+    ),
+    pytest.param(
+        ("sock.c", "to == BPF_TCP_CLOSE && destroyed.lookup(&cookie)", "0"),
+        rebalance.test_what_is_ended_is_no_failure_of_its_endpoint,
+        id="what-the-agent-ends-is-no-failure",
     ),
     pytest.param(
         ("record.h", "if (vip->proto == IPPROTO_UDP)\n", ""),
@@ -137,7 +143,7 @@ RULES = [
         id="affinity-is-a-pods-own",
     ),
     pytest.param(
-        ("affinity.h", "stale ? (__u32)mix(stale ^ key.netns) : random", "random"),
+        ("affinity.h", "if (stale)\n\t\t\trandom = mix(stale ^ key.netns);", ""),
         affinity.test_the_successor_of_an_endpoint_that_left_follows_from_the_entry_it_replaces,
         id="a-successor-follows-from-what-it-replaces",
     ),

@@ -148,12 +148,13 @@ def test_a_reload_takes_a_good_configuration_and_keeps_it_when_a_bad_one_comes(
     config.write_text(HEAD + "externalIPs: local\n")
     reload(node)
     supervisor.hears("READY=1")
-    assert node.status()["policy"]["external_ips"] == "local"
+    until(lambda: node.status()["policy"]["external_ips"] == "local", "the new policy in status")
 
     supervisor.forget()
     config.write_text(HEAD + "externalIPs: some\n")
     reload(node)
     supervisor.hears("READY=1")
+    until(lambda: node.status()["problems"], "the problem in status")
     status = node.status()
     assert status["policy"]["external_ips"] == "local"
     [problem] = status["problems"]
@@ -165,5 +166,5 @@ def test_a_reload_takes_a_good_configuration_and_keeps_it_when_a_bad_one_comes(
     config.write_text(HEAD + "externalIPs: none\n")
     reload(node)
     supervisor.hears("READY=1")
-    assert node.status()["policy"]["external_ips"] == "none"
-    assert not node.status()["problems"]
+    until(lambda: node.status()["policy"]["external_ips"] == "none", "the new policy in status")
+    until(lambda: not node.status()["problems"], "the problem gone")

@@ -28,7 +28,6 @@ CHANGES = {
                 "\t__u32 owner; /* the service port, index",
                 "\t__u32 first_;\n\t__u32 second_;\n\t__u32 owner; /* the service port, index",
             ),
-            ("abi.h", "\t__u32 reserved[2];", "\t/* taken */"),
         ),
         (),
     ),

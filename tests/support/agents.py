@@ -15,6 +15,8 @@ import yaml
 
 from tests.support.kernel import until
 
+#: Seconds until an agent must be there: an emulated machine takes minutes for the verifier.
+STARTS = float(os.environ.get("POINTSMAN_LOAD_TIMEOUT", "120"))
 SERVICE = """
 apiVersion: v1
 kind: Service
@@ -159,7 +161,7 @@ class AgentProcess:
                 env=self._environment(source),
             )
         if wait:
-            until(self.settled, f"an attached agent; its log: {self.log.read_text()}", 120)
+            until(self.settled, f"an attached agent; its log: {self.log.read_text()}", STARTS)
 
     @staticmethod
     def _environment(source: Path | None) -> dict[str, str]:

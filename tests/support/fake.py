@@ -10,13 +10,16 @@ from dataclasses import replace
 from pointsman import abi, maglev
 from pointsman.marks import bit_of
 from pointsman.plan import RETIRED, Config, Element, Limits, Run, Snapshot
+from pointsman.policies import PolicyElement
 from pointsman.ranges import Source, holds
+from pointsman.shares import normal
 from pointsman.values import Address, Backend, Frontend, PortName, endpoint_text
+from tests.support.choice import Share, share_of, weights_in_effect
 
 _layouts, _constants = abi.layouts(), abi.constants()
 _read_slot = _layouts["slot"].reader("addr", "port", "endpoint", "generation", "owner", "flags")
 _read_service = _layouts["service"].reader(
-    "set", "owner", "algorithm", "flags", "packets", "affinity", "key", "outside", "table"
+    "set", "owner", "algorithm", "flags", "packets", "affinity", "key", "outside", "table", "inside"
 )
 _read_key = _layouts["frontend_key"].reader("addr", "port", "proto")
 _OUTSIDE, _LOCAL, _RANGES = (
@@ -40,6 +43,8 @@ class FakeDatapath:
         self.frontends: dict[Frontend, int] = {}
         self.services: dict[int, Element] = {}
         self.slots: dict[int, Slot] = {}
+        self.shares: dict[int, Share] = {}
+        self.policies: dict[int, PolicyElement] = {}
         self.load: dict[int, int] = {}  # endpoint id → generation
         self.names: dict[int, PortName] = {}
         self.lines: dict[int, bytes] = {}
@@ -58,8 +63,8 @@ class FakeDatapath:
 
     # -- Datapath ----------------------------------------------------------------------------
 
-    def set_generations(self, items: Sequence[tuple[int, int]]) -> None:
-        for endpoint, generation in items:
+    def set_generations(self, items: Sequence[tuple[int, int, int]]) -> None:
+        for endpoint, generation, _owner in items:
             self._step()
             assert 0 < endpoint < self.limits.endpoints, f"endpoint id {endpoint} out of range"
             if generation & RETIRED:
@@ -87,10 +92,29 @@ class FakeDatapath:
             self.slots[index] = (backend, endpoint, generation, owner, place)
         self.on_step()
 
+    def write_shares(self, first: int, data: bytes) -> None:
+        self._step()
+        size = _layouts["share"].size
+        assert len(data) % size == 0, "half a share"
+        for i in range(len(data) // size):
+            index = first + i
+            assert index not in self.held_slots, f"share {index} reused early"
+            assert index not in self._used_slots(), f"share {index} rewritten in use"
+            self.shares[index] = share_of(data, i * size)
+        self.on_step()
+
+    def write_policies(self, items: Sequence[tuple[int, PolicyElement]]) -> None:
+        for owner, element in items:
+            self._step()
+            assert 0 < owner < self.limits.services
+            assert owner in self.names or element == PolicyElement(), f"owner {owner} has no name"
+            self.policies[owner] = element
+            self.on_step()
+
     def write_lines(self, first: int, data: bytes) -> None:
         self._step()
         assert len(data) % maglev.LINE == 0, "half a line"
-        used = set().union(*(_lines(self.services[i].table) for i in self.frontends.values()))
+        used = set().union(*(_all_lines(self.services[i]) for i in self.frontends.values()))
         for i in range(len(data) // maglev.LINE):
             index = first + i
             assert 0 <= index < self.limits.lines, f"line {index} out of range"
@@ -131,15 +155,25 @@ class FakeDatapath:
         assert service not in self.held_services, f"service {service} reused early"
         assert service not in self.frontends.values(), f"service {service} rewritten in use"
         value, owner, algorithm, flags, packets, affinity, key, *more = _read_service(data)
-        outside, table = map(Run.of, more)
+        outside, table, inside = map(Run.of, more)
         address, port, protocol = _read_key(key)
         frontend = Frontend(address, socket.ntohs(port), protocol)
         self._check_set(Run.of(value))
         self._check_set(outside)
         self._check_table(table)
+        self._check_table(inside)
         assert packets & _OUTSIDE or not (packets or more[0] or more[1]), "not served outside"
         self.services[service] = Element(
-            frontend, owner, *Run.of(value), algorithm, affinity, flags, packets, outside, table
+            frontend,
+            owner,
+            *Run.of(value),
+            algorithm,
+            affinity,
+            flags,
+            packets,
+            outside,
+            table,
+            inside,
         )
         self.on_step()
 
@@ -179,6 +213,14 @@ class FakeDatapath:
         old, new = self.services[service], Run.of(value)
         self._check_table(new)
         self.services[service] = replace(old, table=new)
+        self._unlink(old)
+        self.on_step()
+
+    def switch_inside(self, service: int, value: int) -> None:
+        self._step()
+        old, new = self.services[service], Run.of(value)
+        self._check_table(new)
+        self.services[service] = replace(old, inside=new)
         self._unlink(old)
         self.on_step()
 
@@ -233,6 +275,22 @@ class FakeDatapath:
         element = self.services[service]
         return self._members(frontend, Run(element.first, element.count))
 
+    def weights(self, frontend: Frontend) -> tuple[int, ...]:
+        """As draw() of bpf/choose.h takes them: () if all are alike."""
+        element = self.services[self.frontends[frontend]]
+        shares = [self.shares[element.first + i] for i in range(element.count)]
+        return weights_in_effect(element.algorithm, shares)
+
+    def policy(self, frontend: Frontend) -> PolicyElement | None:
+        """What policies say of it, if anything is asked of them."""
+        element = self.services[self.frontends[frontend]]
+        if not element.algorithm & _constants["CHOICE_POLICY"]:
+            return None
+        return self.policies.get(element.owner, PolicyElement())
+
+    def algorithm(self, frontend: Frontend) -> int:
+        return self.services[self.frontends[frontend]].algorithm
+
     def _members(self, frontend: Frontend, run: Run) -> tuple[tuple[Backend, ...], int]:
         if not run.count:
             return (), run.first
@@ -267,7 +325,13 @@ class FakeDatapath:
 
     def table(self, frontend: Frontend) -> tuple[int, ...]:
         """The entries of its Maglev table; () if it has none."""
-        run = self.services[self.frontends[frontend]].table
+        return self._entries(self.services[self.frontends[frontend]].table)
+
+    def inside(self, frontend: Frontend) -> tuple[int, ...]:
+        """The same of the one for sockets."""
+        return self._entries(self.services[self.frontends[frontend]].inside)
+
+    def _entries(self, run: Run) -> tuple[int, ...]:
         data = b"".join(self.lines[i] for i in _lines(run))
         return tuple(memoryview(data).cast("H")[: run.count])
 
@@ -277,9 +341,10 @@ class FakeDatapath:
 
     def snapshot(self) -> Snapshot:
         owned = {i: e for i, e in self.services.items() if e.owner}
-        runs = {r for e in owned.values() for r in (Run(e.first, e.count), e.outside) if r.count}
+        runs = {run for e in owned.values() for run in e.runs}
         slots = {r: [self.slots[i] for i in range(r.first, r.first + r.count)] for r in runs}
         places = {r: tuple(slot[4] for slot in found) for r, found in slots.items()}
+        weights = {r: normal([self.shares[r.first + i][2] for i in range(r.count)]) for r in runs}
         words = {index: value for index, value in self.words.items() if value}
         return Snapshot(
             dict(self.frontends),
@@ -290,11 +355,17 @@ class FakeDatapath:
             words,
             {r: found for r, found in places.items() if any(found)},
             {
-                e.table: self.lines[max(_lines(e.table))][-maglev.STAMP :]
+                run: self.lines[max(_lines(run))][-maglev.STAMP :]
                 for e in owned.values()
-                if e.table.count
+                for run in e.tables
             },
             {service: frozenset(sources) for service, sources in self.ranges.items()},
+            {r: found for r, found in weights.items() if found},
+            {
+                owner: each._replace(policy=replace(each.policy, most_percent=0))
+                for owner, each in self.policies.items()
+                if any(each.words)
+            },
         )
 
     def dump(self) -> str:
@@ -313,27 +384,27 @@ class FakeDatapath:
         return {
             index
             for service in self.frontends.values()
-            for run in _runs(self.services[service])
+            for run in self.services[service].runs
             for index in range(run.first, run.first + run.count)
         }
 
     def _check_set(self, run: Run) -> None:
         for index in range(run.first, run.first + run.count if run.count else 0):
             assert index in self.slots, f"set reaches slot {index}, which was never written"
+            assert index in self.shares, f"set reaches share {index}, which was never written"
 
     def _check_table(self, run: Run) -> None:
         for index in _lines(run):
             assert index in self.lines, f"table reaches line {index}, which was never written"
 
     def _unlink(self, old: Element) -> None:
-        for run in _runs(old):
+        for run in old.runs:
             self.held_slots.update(range(run.first, run.first + run.count))
-        self.held_lines.update(_lines(old.table))
+        self.held_lines.update(_all_lines(old))
 
 
-def _runs(element: Element) -> tuple[Run, ...]:
-    both = (Run(element.first, element.count), element.outside)
-    return tuple(run for run in both if run.count)
+def _all_lines(element: Element) -> set[int]:
+    return {line for table in element.tables for line in _lines(table)}
 
 
 def _lines(table: Run) -> range:

@@ -44,6 +44,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 #: What connect() and sendto() raise when programs refuse: the helper that says more is of 5.18.
 REFUSED: type[OSError] = ConnectionRefusedError if LINUX >= (5, 18) else PermissionError
 
+
+def of_this_kernel(error: str) -> str:
+    """The errno, by name, that a refused caller gets here in the place of this one."""
+    return error if LINUX >= (5, 18) or not error else "EPERM"
+
+
 #: How programs are attached beside XDP.
 TC = "tcx" if LINUX >= (6, 6) else "clsact"
 
@@ -305,6 +311,7 @@ __all__ = [
     "entry",
     "lacking",
     "needs_linux",
+    "of_this_kernel",
     "own_network",
     "run",
     "tcp_server",

@@ -11,8 +11,10 @@ from pointsman import abi, maglev
 from pointsman.maps import apply, take_over
 from pointsman.objects import Ref
 from pointsman.plan import Limits
+from pointsman.policies import choices
 from pointsman.ranges import holds, parse
-from pointsman.values import TCP, Entry, Frontend, Outside, PortName, to_address
+from pointsman.shares import normal
+from pointsman.values import TCP, Entry, Frontend, Outside, Policy, PortName, to_address
 
 # One word of marks: most addresses share their bit with another. Room for two tables or so.
 SMALL = Limits(services=24, slots=40, endpoints=24, marks=1, lines=20, ranges=6)
@@ -31,6 +33,15 @@ CLIENTS = [
 _ABI = abi.constants()
 OUTSIDE, LOCAL, RANGES = (_ABI[f"PACKETS_{name}"] for name in ("OUTSIDE", "LOCAL", "RANGES"))
 HERE, ELSEWHERE = _ABI["SLOT_HERE"], _ABI["SLOT_ELSEWHERE"]
+RANDOM, LEAST, MAGLEV, MASK = (
+    _ABI[f"ALGORITHM_{name}"] for name in ("RANDOM", "LEAST_CONNECTIONS", "MAGLEV", "MASK")
+)
+AVOID = _ABI["CHOICE_AVOID"]
+POLICIES = (
+    Policy(max_connections=5),
+    Policy(True, 0, 3, 5, 50, 20, 10**10, 3 * 10**11, 3 * 10**9, most_percent=30),
+    Policy(True, 9, 0, 1, 0, 20, 10**10, 10**11, 10**9, most_percent=100),
+)
 
 
 def ref(name: str) -> Ref:
@@ -71,6 +82,11 @@ def outcome(wanted: Outside | None, client: bytes) -> tuple | str | None:
     return wanted.endpoints, 0 if wanted.endpoints else wanted.empty
 
 
+def stored(policy: Policy | None) -> Policy | None:
+    """As it stands in the map, which knows no share."""
+    return policy and replace(policy, most_percent=0)
+
+
 class Harness:
     """A planner, its maps, and the rule that is checked after every write."""
 
@@ -80,23 +96,46 @@ class Harness:
         self.planner = take_over(maps, packets=True)
         self.wanted: dict[Ref, tuple[Entry, ...]] = {}
         self.right: dict[Frontend, set] = {}
+        self.right_policy: dict[Frontend, set] = {}
         self.right_outside: dict[tuple[Frontend, bytes], set] = {}
         self.garbage: list = []
 
     def check(self) -> None:
         for frontend, right in self.right.items():
-            assert self.maps.resolve(frontend) in right, f"{frontend}: neither was nor is right"
+            assert self.seen(frontend) in right, f"{frontend}: neither was nor is right"
+            if self.maps.resolve(frontend):
+                self.check_policy(frontend)
         for (frontend, client), right in self.right_outside.items():
             found = self.maps.resolve_outside(frontend, client)
             assert found in right, f"{frontend} from outside: neither was nor is right"
         assert self.maps.frontends.keys() <= self.right.keys()
 
+    def check_policy(self, frontend: Frontend) -> None:
+        """Its policy was or is right, and never are all of its endpoints passed over."""
+        element = self.maps.policy(frontend)
+        found = element and stored(element.policy)
+        assert found in self.right_policy[frontend], f"{frontend}: another policy"
+        members, _ = self.maps.resolve(frontend)
+        if self.maps.algorithm(frontend) & AVOID and members:
+            assert element.most < choices(members, self.maps.weights(frontend)), f"{frontend}: all"
+
+    def seen(self, frontend: Frontend) -> tuple | None:
+        """Endpoints, what an empty set answers, and the weights that a draw goes by."""
+        found = self.maps.resolve(frontend)
+        return found and (*found, self.maps.weights(frontend))
+
+    def state(self) -> dict[Frontend, tuple]:
+        return {frontend: self.seen(frontend) for frontend in self.maps.state()}
+
     def desired(self) -> dict[Frontend, tuple]:
         return {
-            e.frontend: (e.endpoints, 0 if e.endpoints else e.empty)
+            e.frontend: (e.endpoints, 0 if e.endpoints else e.empty, normal(e.weights))
             for entries in self.wanted.values()
             for e in entries
         }
+
+    def policies(self) -> dict[Frontend, Policy | None]:
+        return {e.frontend: stored(e.policy) for entries in self.wanted.values() for e in entries}
 
     def outsides(self) -> dict[Frontend, Outside | None]:
         return {e.frontend: e.outside for entries in self.wanted.values() for e in entries}
@@ -104,8 +143,15 @@ class Harness:
     def expect(self, changed: dict[Ref, tuple[Entry, ...]]) -> None:
         """From here on a reader may see what is in the maps now, or what is wanted then."""
         self.wanted = {r: entries for r, entries in {**self.wanted, **changed}.items() if entries}
-        before, after = self.maps.state(), self.desired()
+        before, after = self.state(), self.desired()
         self.right = {f: {before.get(f), after.get(f)} for f in {*before, *after}}
+        policies = self.policies()
+        self.right_policy = {}
+        for f in self.right:
+            known = self.maps.policy(f) if f in before else None
+            self.right_policy[f] = {known and stored(known.policy), policies.get(f)}
+            if f not in after or not after[f][0]:
+                self.right_policy[f].add(None)  # a set without endpoints asks for none
         outside = self.outsides()
         self.right_outside = {
             (f, client): {self.maps.resolve_outside(f, client), outcome(outside.get(f), client)}
@@ -141,7 +187,11 @@ class Harness:
         self.garbage.append(plan.garbage)
 
     def assert_settled(self) -> None:
-        assert self.maps.state() == self.desired()
+        assert self.state() == self.desired()
+        for frontend, policy in self.policies().items():
+            found = self.maps.policy(frontend)
+            wanted = policy if self.maps.resolve(frontend)[0] else None
+            assert (found and stored(found.policy)) == wanted, f"{frontend}: another policy"
         if self.planner.shortages():
             return
         for frontend, wanted in self.outsides().items():
@@ -149,9 +199,21 @@ class Harness:
                 found = self.maps.resolve_outside(frontend, client)
                 assert found == outcome(wanted, client), f"{frontend} from outside"
             members = wanted.endpoints if wanted else ()
-            size = maglev.size_for(len(members))
-            table = tuple(maglev.table(members, None, size)) if size else ()
-            assert self.maps.table(frontend) == table, f"{frontend}: another table"
+            weights = normal(wanted.weights) if wanted else ()
+            assert self.maps.table(frontend) == _table(members, weights), (
+                f"{frontend}: another table"
+            )
+        for each in (e for entries in self.wanted.values() for e in entries):
+            by_table = each.algorithm & MASK == MAGLEV
+            table = _table(each.endpoints, normal(each.weights)) if by_table else ()
+            assert self.maps.inside(each.frontend) == table, (
+                f"{each.frontend}: another table inside"
+            )
+
+
+def _table(members, weights=()) -> tuple[int, ...]:
+    size = maglev.size_for(len(members), weights)
+    return tuple(maglev.table(members, weights or None, size)) if size else ()
 
 
 names = st.sampled_from("abcd")
@@ -165,11 +227,18 @@ _outside = st.none() | st.builds(
     _sources,
     st.sampled_from([0, 1]),
 )
+#: Algorithm, weights of all backends, policy.
+_choice = st.just((RANDOM, None, None)) | st.tuples(
+    st.sampled_from([RANDOM, LEAST, MAGLEV, LEAST | AVOID, MAGLEV | AVOID]),
+    st.none() | st.lists(st.sampled_from([0, 1, 100, 10000]), min_size=6, max_size=6),
+    st.sampled_from([None, *POLICIES]),
+)
 _port = st.tuples(
     st.lists(st.sampled_from(BACKENDS), max_size=6),
     st.sampled_from([0, 1]),
     _outside,
     st.booleans(),
+    _choice,
 )
 ports = st.dictionaries(st.sampled_from([80, 443, 53]), _port, max_size=3)
 _update = st.tuples(st.just("update"), st.dictionaries(names, ports, min_size=1, max_size=3))
@@ -186,12 +255,18 @@ def _build(changed, suffix: str = "") -> dict[Ref, tuple[Entry, ...]]:
         # Each name keeps to its own VIPs here: claims have their own tests.
         vip = VIPS["abcd".index(name)]
         made = []
-        for port, (backends, empty, outside, alike) in found.items():
+        for port, (backends, empty, outside, alike, (algorithm, weights, policy)) in found.items():
             members = tuple(sorted(set(backends)))
             if outside and alike and not outside.flags & LOCAL:
                 outside = replace(outside, endpoints=members, places=places_of(members))
             places = places_of(members) if outside else ()
             more = {"empty": empty, "outside": outside, "places": places}
+            more |= {"algorithm": algorithm, "policy": policy}
+            if weights:
+                more["weights"] = tuple(weights[BACKENDS.index(b)] for b in members)
+            if weights and outside:
+                weighed = tuple(weights[BACKENDS.index(b)] for b in outside.endpoints)
+                more["outside"] = replace(outside, weights=weighed)
             one = entry(name, vip, port, members, **more)
             made.append(replace(one, owner=one.owner._replace(port=f"p{port}{suffix}")))
         built[ref(name)] = (*made, wildcard(name, vip)) if made else ()
@@ -236,3 +311,4 @@ def play(h: Harness, sequence: list[Any], *, everything_fits: bool) -> None:
     h.grace()
     taken = {name: used for name, (used, _) in h.planner.usage().items() if used}
     assert not taken, f"lost for good: {taken}"
+    assert not h.maps.snapshot().policies, "policies of nobody"

@@ -34,7 +34,11 @@ class Pod:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
         self.run(own_network)
-        self.netns = self.run(netns_cookie)
+
+    @property
+    def netns(self) -> int:
+        """Its cookie."""
+        return self.run(netns_cookie)
 
     def run(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Calls it inside the namespace."""

@@ -9,11 +9,15 @@ from typing import Any
 
 from pointsman import abi, maglev
 from pointsman.maps import Maps
-from pointsman.plan import Run, Snapshot
+from pointsman.plan import Element, Run, Snapshot
+from pointsman.policies import PolicyElement
 from pointsman.ranges import pack
 from pointsman.values import Address, Backend, Frontend
+from tests.support.choice import share_of, weights_in_effect
 
 _OUTSIDE, _RANGES = (abi.constants()[f"PACKETS_{name}"] for name in ("OUTSIDE", "RANGES"))
+_POLICY = abi.constants()["CHOICE_POLICY"]
+_u32 = struct.Struct("=I").pack
 
 
 class SteppedMaps:
@@ -61,6 +65,28 @@ class SteppedMaps:
             return None
         return self._members(Run(element.first, element.count))
 
+    def weights(self, frontend: Frontend) -> tuple[int, ...]:
+        """What draw() of bpf/choose.h goes by: () if all are alike."""
+        element = self._element(frontend)
+        shares = self._maps.map("shares")
+        found = (shares.lookup(_u32(element.first + i)) or b"" for i in range(element.count))
+        return weights_in_effect(element.algorithm, [share_of(data) for data in found])
+
+    def policy(self, frontend: Frontend) -> PolicyElement | None:
+        element = self._element(frontend)
+        if not element.algorithm & _POLICY:
+            return None
+        data = self._maps.map("policies").lookup(_u32(element.owner)) or b""
+        return PolicyElement.of(data)
+
+    def algorithm(self, frontend: Frontend) -> int:
+        return self._element(frontend).algorithm
+
+    def _element(self, frontend: Frontend) -> Element:
+        service = self._maps.find(frontend)
+        assert service is not None
+        return self._maps.service(service)
+
     def _members(self, run: Run) -> tuple[tuple[Backend, ...], int]:
         if not run.count:
             return (), run.first
@@ -87,10 +113,16 @@ class SteppedMaps:
 
     def table(self, frontend: Frontend) -> tuple[int, ...]:
         """The entries of its Maglev table; () if it has none."""
-        run = self._maps.service(self._maps.frontends()[frontend]).table
+        return self._entries(self._element(frontend).table)
+
+    def inside(self, frontend: Frontend) -> tuple[int, ...]:
+        """The same of the one for sockets."""
+        return self._entries(self._element(frontend).inside)
+
+    def _entries(self, run: Run) -> tuple[int, ...]:
         lines = range(run.first, run.first + maglev.lines_of(run.count))
         opened = self._maps.map("maglev")
-        data = b"".join(opened.lookup(struct.pack("=I", line)) or b"" for line in lines)
+        data = b"".join(opened.lookup(_u32(line)) or b"" for line in lines)
         return tuple(memoryview(data).cast("H")[: run.count])
 
     def state(self) -> dict[Frontend, tuple[tuple[Backend, ...], int]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from demo.lab import Lab, Place, stop
 from pointsman import host
 from tests.cluster.network import Addresses, Network, Site, inside, ip, namespace
-from tests.support.agents import AgentProcess, node_of, service_of, slice_of
+from tests.support.agents import STARTS, AgentProcess, node_of, service_of, slice_of
 from tests.support.kernel import until
 from tests.support.packets import pin_pass
 
@@ -97,7 +97,7 @@ class NodeAgent(AgentProcess):
                 env=self._environment(self._source),
             )
         if wait:
-            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", 120)
+            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", STARTS)
 
     def attached(self) -> bool:
         """And its device is served."""
@@ -223,7 +223,7 @@ class Topology:
                 node.agent.stop()
             node.agent.start(*options, wait=False)
         for node in self.nodes.values():
-            until(node.agent.attached, f"an agent on {node.name}", 120)
+            until(node.agent.attached, f"an agent on {node.name}", STARTS)
 
     # -- the client ----------------------------------------------------------------------------
 

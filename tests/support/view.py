@@ -11,7 +11,9 @@ from typing import Any
 
 from pointsman import abi
 from pointsman.marks import fold
+from pointsman.outcomes import Outcomes
 from pointsman.plan import Element, Run, Slot
+from pointsman.policies import PolicyElement
 from pointsman.ranges import Source
 from pointsman.values import TCP, UDP, Address, Backend, Entry, Frontend, PortName, to_address
 
@@ -46,6 +48,9 @@ class FakeView:
     host_netns: int = HOST_NETNS
     admitted: dict[int, frozenset[Source]] = field(default_factory=dict)
     stamps: dict[Run, bytes] = field(default_factory=dict)
+    lines: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    seen: dict[int, Outcomes] = field(default_factory=dict)
+    policy: dict[int, PolicyElement] = field(default_factory=dict)
 
     def frontends(self) -> dict[Frontend, int]:
         return dict(self.keys)
@@ -70,6 +75,15 @@ class FakeView:
     def load(self, endpoint: int) -> tuple[int, int]:
         return self.loads.get(endpoint, (0, 0))
 
+    def outcomes(self, endpoint: int) -> Outcomes:
+        return self.seen.get(endpoint, Outcomes())
+
+    def policies(self) -> Mapping[int, PolicyElement]:
+        return self.policy
+
+    def ejected(self, owner: int) -> int:
+        return sum(1 for each in self.seen.values() if each.owner == owner and each.until)
+
     def generations(self) -> Mapping[int, int]:
         return {ident: generation for ident, (generation, _) in self.loads.items() if generation}
 
@@ -84,6 +98,9 @@ class FakeView:
 
     def stamp(self, table: Run) -> bytes:
         return self.stamps.get(table, b"")
+
+    def line(self, index: int) -> tuple[int, ...]:
+        return self.lines[index]
 
     def packet_counters(self) -> dict[str, int]:
         return {"packet_here": 3, "drop_no_port": 1}

@@ -41,6 +41,14 @@ def faults(text: str | bytes) -> list[str]:
              "api_server": "https://192.0.2.1:6443"},
             id="an-api-server",
         ),
+        pytest.param(
+            "algorithm: maglev\noutlierEjection: {mode: on, shortest: 5s, mostPercent: 10}",
+            {"algorithm": "maglev", "outlier_ejection": "on", "ejection_shortest": "5s",
+             "ejection_most_percent": 10},
+            id="how-endpoints-are-chosen",
+        ),
+        pytest.param("outlierEjection: {mode: off}", {"outlier_ejection": "off"},
+                     id="off-in-a-section"),
         pytest.param("dns: off", {"dns_listen": ["off"]}, id="off-without-quotes"),
         pytest.param("dns: [off]", {"dns_listen": ["off"]}, id="off-in-a-list"),
         pytest.param(
@@ -78,6 +86,11 @@ def test_own_file_sets_options(text: str, options: dict[str, object]) -> None:
                      ["f.yaml: kubernetes: it is empty; "
                       "write {} for the pod's service account, or delete the key"],
                      id="an-empty-section-could-mean-either"),
+        pytest.param(OWN + "outlierEjection: {mostPercent: '9', bananas: 1}",
+                     ['f.yaml: outlierEjection.mostPercent: expected a whole number, got "9"; '
+                      "write it without quotes",
+                      "f.yaml: outlierEjection.bananas: this key is unknown; delete it"],
+                     id="a-section-s-faults"),
         pytest.param(OWN + "kubernetes: true",
                      ["f.yaml: kubernetes: expected a mapping, got True; "
                       "write a mapping of 'name: value'"],

@@ -156,3 +156,12 @@ def test_check_in_json_has_options_and_warnings(path: Path) -> None:
 def test_exit_codes_of_check(path: Path, text: str, strict: bool, code: int) -> None:
     path.write_text(text)
     assert run(str(path), *(["--strict"] if strict else [])).exit_code == code
+
+
+def test_check_finds_what_is_wrong_of_two_options_together(path: Path) -> None:
+    path.write_text(OWN + "outlierEjection: {shortest: 10m}\n")
+    found = run(str(path))
+    assert found.exit_code == 2
+    assert "--ejection-shortest 600s is longer than --ejection-longest 300s" in found.stderr
+    path.write_text(OWN + "outlierEjection: {shortest: 10m, longest: 1h}\n")
+    assert run(str(path)).exit_code == 0

@@ -184,7 +184,7 @@ def test_describe_prints_what_kubectl_prints(
 
 
 def test_describe_tells_what_the_kernel_holds() -> None:
-    parts = describing.describe_kernel(view(), "shop", "web")
+    parts = describing.describe_kernel(view(), "shop", "web", 0)
     assert [(line, [row.endpoint for row in rows]) for line, rows in parts] == [
         ("10.96.0.1:80/TCP  id 1, ClusterIP, random", ["10.0.0.1:8080", "10.0.0.2:8080"]),
         ("10.96.0.1:*  id 2, any other port: refuse", []),
@@ -207,7 +207,7 @@ NodePort:          http  30080/TCP
 Session Affinity:  ClientIP
 """
     )
-    lines = [line for line, _ in describing.describe_kernel(node_view(), "shop", "api")]
+    lines = [line for line, _ in describing.describe_kernel(node_view(), "shop", "api", 0)]
     assert lines == [
         "0.0.0.0:30080/TCP  id 3, NodePort, random, affinity 60 s, this-node guarded node-port",
         "10.96.0.7:80/TCP  id 1, ClusterIP, random, affinity 60 s",

@@ -23,6 +23,7 @@ from pointsman.devices import (
     Surrounding,
     aimed,
     choose,
+    cluster_side,
     targets,
     vlans,
 )
@@ -239,10 +240,93 @@ OVERLAY = Device(7, "flannel.1", kind="vxlan", driver="vxlan")
 
 
 def test_the_way_to_endpoints_on_other_nodes_is_served_by_auto() -> None:
-    seen = replace(SEEN, devices=(*SEEN.devices, OVERLAY), beyond=frozenset({2, 6, 7}))
+    seen = replace(SEEN, devices=(*SEEN.devices, OVERLAY), cluster=frozenset({2, 7}))
     choice = choose(AUTO, seen, Surrounding())
     assert names(choice) == {"eth0": NODE, "flannel.1": NODE}
     assert [one.xdp for one in choice.served] == [True, False]
+
+
+POD_IP, OTHER_NODE, OWN = map(to_address, ("10.244.2.5", "192.0.2.2", "198.51.100.1"))  # OWN: VLAN
+NETKIT = Device(8, "lxc8", kind="netkit")
+IPVS = Device(9, "kube-ipvs0", ethernet=False, kind="dummy")
+
+
+def facing(*more: tuple[Device, str], ways: dict[bytes, int], around: Surrounding) -> set[str]:
+    """The names of `cluster_side`, with devices that have an address each beside those of SEEN."""
+    seen = replace(
+        SEEN,
+        devices=tuple(dict.fromkeys((*SEEN.devices, *(device for device, _ in more)))),
+        addresses=(*SEEN.addresses, *(Assigned(d.index, to_address(text)) for d, text in more)),
+    )
+    found = cluster_side(seen, around, {to: (index, to) for to, index in ways.items()})
+    return {device.name for device in seen.devices if device.index in found}
+
+
+@pytest.mark.parametrize(
+    ("ways", "around", "expected"),
+    [
+        pytest.param({}, Surrounding((OWN,)), {"eth1.100"}, id="the-node-s-own-address"),
+        pytest.param({}, Surrounding((OWN, V6)), {"eth1.100", "eth0"}, id="one-of-each-family"),
+        pytest.param({}, Surrounding((OTHER_NODE,)), set(), id="an-address-that-is-nowhere"),
+        pytest.param(
+            {OTHER_NODE: 3}, Surrounding(other_nodes=frozenset({OTHER_NODE})), {"eth1"},
+            id="other-nodes",
+        ),
+        pytest.param(
+            {POD_IP: 3}, Surrounding(endpoints=frozenset({POD_IP})), {"eth1"}, id="endpoints-there"
+        ),
+        pytest.param(
+            {POD_IP: 5}, Surrounding(endpoints=frozenset({POD_IP})), {"veth5"},
+            id="endpoints-by-the-veth-of-a-node-that-is-a-container",
+        ),
+        pytest.param(
+            {OTHER_NODE: 5}, Surrounding(other_nodes=frozenset({OTHER_NODE})), set(),
+            id="a-pod-that-calls-itself-a-node",
+        ),
+        pytest.param({OTHER_NODE: 1, POD_IP: 6}, Surrounding((), frozenset({OTHER_NODE}),
+                     frozenset({POD_IP})), set(), id="neither-loopback-nor-what-has-no-frames"),
+        pytest.param({OTHER_NODE: 3}, Surrounding((), frozenset({OTHER_NODE}),
+                     pods=frozenset({3})), set(), id="nor-what-leads-to-a-pod-without-hooks"),
+    ],
+)  # fmt: skip
+def test_the_devices_that_face_the_cluster(
+    ways: dict[bytes, int], around: Surrounding, expected: set[str]
+) -> None:
+    assert facing(ways=ways, around=around) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        pytest.param([(POD_END, "203.0.113.1")], {"veth5"}, id="a-node-that-is-a-container"),
+        pytest.param(
+            [(ETH1, "203.0.113.1"), (POD_END, "203.0.113.1"), (NETKIT, "203.0.113.1")], {"eth1"},
+            id="an-unnumbered-link-to-a-pod-has-it-too",
+        ),
+        pytest.param(
+            [(POD_END, "203.0.113.1"), (NETKIT, "203.0.113.1")], set(),
+            id="of-two-pairs-it-is-not-known-which-is-the-node-s",
+        ),
+        pytest.param(
+            [(LO, "203.0.113.1"), (POD_END, "203.0.113.1")], set(), id="or-it-is-on-loopback"
+        ),
+        pytest.param([(TUNNEL, "203.0.113.1")], set(), id="on-what-has-no-frames"),
+        pytest.param([(IPVS, "10.96.0.10")], set(), id="a-service-s-address-is-not-the-node-s"),
+    ],
+)  # fmt: skip
+def test_whose_address_is_the_node_s_own(
+    more: list[tuple[Device, str]], expected: set[str]
+) -> None:
+    own = Surrounding((to_address("203.0.113.1"),))
+    assert facing(*more, ways={}, around=own) == expected
+
+
+def test_what_faces_the_cluster_is_served_beside_the_default_route_s() -> None:
+    seen = replace(SEEN, cluster=frozenset({4}))
+    assert names(choose(AUTO, seen, Surrounding())) == {"eth0": NODE, "eth1": 0, "eth1.100": NODE}
+    without = replace(seen, defaults=())
+    assert names(choose(AUTO, without, Surrounding())) == {"eth1": 0, "eth1.100": NODE}
+    assert said(AUTO, without) == []
 
 
 @pytest.mark.parametrize(
@@ -264,7 +348,7 @@ def test_a_way_to_endpoints_that_is_not_served_is_an_error(device: Device, mend:
 
 def test_what_has_no_frames_at_all_is_served_by_tc_as_it_is() -> None:
     tunnel = Device(8, "tunl0", ethernet=False, raw=True)
-    seen = replace(SEEN, devices=(*SEEN.devices, tunnel), beyond=frozenset({8}))
+    seen = replace(SEEN, devices=(*SEEN.devices, tunnel), cluster=frozenset({8}))
     for packets in (AUTO, Packets(("eth0", "tunl0"), xdp_mode="native")):
         choice = choose(packets, seen, Surrounding())
         assert names(choice) == {"eth0": NODE, "tunl0": NODE | RAW}

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from pointsman.choice import WEIGHT
 from pointsman.endpoints import endpoint_slices, hints_automatic, selects
 from pointsman.objects import EndpointHints, ForName, Pod, Service
 
@@ -121,6 +122,22 @@ def test_pods_whose_named_port_differs_get_slices_of_their_own() -> None:
     assert [(s.metadata.name, [e.addresses for e in s.endpoints or ()]) for s in slices] == [
         ("web-ipv4-0", [("10.1.0.1",), ("10.1.0.3",)]),
         ("web-ipv4-1", [("10.1.0.2",)]),
+    ]
+
+
+def test_pods_of_another_weight_get_slices_of_their_own() -> None:
+    weights = {"a": "1", "b": None, "c": "100", "d": "1", "e": "500", "f": "what"}
+    pods = [
+        pod(n, f"10.1.0.{i}", meta={"annotations": {WEIGHT: text} if text else {}})
+        for i, (n, text) in enumerate(weights.items(), 1)
+    ]
+    assert [
+        (s.metadata.name, s.metadata.annotations, [e.addresses[0][-1] for e in s.endpoints or ()])
+        for s in endpoint_slices(service(), pods)
+    ] == [
+        ("web-ipv4-0", {WEIGHT: "500"}, ["5"]),
+        ("web-ipv4-1", {}, ["2", "3", "6"]),
+        ("web-ipv4-2", {WEIGHT: "1"}, ["1", "4"]),
     ]
 
 

@@ -143,6 +143,35 @@ def test_explain(maps: FakeView, destination: str, verdict: str, result: str, se
     assert found.errno == result.partition(":")[0] if found.errno else verdict[0] in "tn"
 
 
+@pytest.mark.parametrize(
+    ("maps", "destination", "result"),
+    [
+        pytest.param(empty(0), "10.96.0.1:80", "EPERM: service has no endpoints", id="refused"),
+        pytest.param(
+            empty(1),
+            "10.96.0.1:80",
+            "EPERM: service has no endpoints under its policy",
+            id="policy",
+        ),
+        pytest.param(
+            view(), "10.96.0.1:81", "EPERM: no Service defines port 81 of 10.96.0.1", id="a-port"
+        ),
+        pytest.param(
+            replace(view(), cidrs=((to_address("10.97.0.0"), b"\xff" * 14 + b"\0\0"),)),
+            "10.97.0.9:80",
+            "EPERM: no Service has the address 10.97.0.9",
+            id="unused",
+        ),
+    ],
+)
+def test_where_programs_can_not_choose_the_error_it_is_eperm(
+    maps: FakeView, destination: str, result: str
+) -> None:
+    parsed = explaining.parse_destination(destination)
+    found = explaining.explain(maps, parsed, tells_why=False)
+    assert (found.errno, found.result) == ("EPERM", result)
+
+
 def test_explain_says_step_by_step_what_the_programs_see() -> None:
     maps = view()
     maps.loads[6] = (4, 2)

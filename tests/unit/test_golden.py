@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pointsman import abi
+from pointsman.choice import ALGORITHMS
 from pointsman.clusterip import ClusterIPs
 from pointsman.context import Context, Policy
 from pointsman.manifests import ManifestSource
@@ -32,6 +33,7 @@ from pointsman.wanted import all_refs, node_ref, resolve_ref
 from tests.support.fake import FakeDatapath
 
 CASES = sorted(path for path in (Path(__file__).parent.parent / "golden").iterdir())
+MASK = abi.constants()["ALGORITHM_MASK"]
 # In the order of their values.
 WORDS = {
     "SERVICE_NODE": "this node's NodePorts",
@@ -41,6 +43,12 @@ WORDS = {
     "SERVICE_THIS_NODE": "not at other nodes",
     "SERVICE_HOST_NETNS": "for the host itself",
     "SERVICE_GUARDED": "guarded",
+}
+CHOICES = {
+    "CHOICE_WEIGHTED": "by weight",
+    "CHOICE_POLICY": "under a policy",
+    "CHOICE_AVOID": "without outliers",
+    "CHOICE_ZONE": "this zone first",
 }
 # "outside" stands before what else is said.
 PACKETS = {"PACKETS_OUTSIDE": "outside", "PACKETS_LOCAL": "local"}
@@ -94,9 +102,17 @@ def line(maps: FakeDatapath, frontend: Frontend, endpoints: tuple[Backend, ...],
         return f"{head} {', '.join(words)}"
     if element.affinity:
         words.append(f"affinity {element.affinity} s")
+    words += choice(element.algorithm)
     what = " ".join(endpoint_text(*backend) for backend in endpoints)
     more = f" ({', '.join(words)})" if words else ""
     return f"{head} {what or EMPTY[empty]}{more}{outside(maps, element)}"
+
+
+def choice(algorithm: int) -> list[str]:
+    """How one of them is chosen; nothing for at random."""
+    name = {number: name for name, number in ALGORITHMS.items()}[algorithm & MASK]
+    flags = [word for flag, word in CHOICES.items() if algorithm & abi.constants()[flag]]
+    return [name, *flags] if algorithm else []
 
 
 def outside(maps: FakeDatapath, element: Element) -> str:

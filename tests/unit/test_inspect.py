@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
-from pointsman import abi, affinityrows, dump, inspect
+from pointsman import abi, affinityrows, dump, inspect, shares
 from pointsman.cli import show
 from pointsman.cli.resources import BY_NAME, changes
+from pointsman.endpointrows import endpoints
 from pointsman.maglev import stamp
+from pointsman.outcomes import Outcomes, outcomes_of
 from pointsman.pins import Sizes
 from pointsman.plan import Run, Slot
+from pointsman.policies import PolicyElement
 from pointsman.ranges import parse
-from pointsman.values import TCP, Backend, PortName, to_address
+from pointsman.values import TCP, Backend, Policy, PortName, to_address
 from tests.support.view import (
     HOST_NETNS,
     WEB,
@@ -29,6 +32,11 @@ from tests.support.view import (
 )
 
 SECOND = 1_000_000_000
+#: Of an endpoint to which nothing has connected.
+UNSEEN = {
+    "owner": 0, "name": "", "connectMicroseconds": None, "measured": None, "connects": 0,
+    "failures": 0, "streak": 0, "ejections": 0, "ejectedUntil": None, "trial": False,
+}  # fmt: skip
 
 
 def rendered(name: str, form: str = "table", of: FakeView | None = None) -> str:
@@ -56,11 +64,11 @@ shop        web    ClusterIP   10.96.0.1    <none>        80/TCP    2           
             "\n".join(
                 (
                     "NAMESPACE   NAME   TYPE        CLUSTER-IP   EXTERNAL-IP   PORT(S)   "
-                    "ENDPOINTS   OPEN   ALGORITHM   AFFINITY   IDS",
+                    "ENDPOINTS   OPEN   ALGORITHM   CHOICE   EJECTED   AFFINITY   IDS",
                     "default     dns    ClusterIP   fd00::a      <none>        53/UDP    "
-                    "1           0      random      60s        3,4",
+                    "1           0      random      <none>   0         60s        3,4",
                     "shop        web    ClusterIP   10.96.0.1    <none>        80/TCP    "
-                    "2           6      random      <none>     1,2",
+                    "2           6      random      <none>   0         <none>     1,2",
                 )
             ),
             id="services-wide",
@@ -69,10 +77,14 @@ shop        web    ClusterIP   10.96.0.1    <none>        80/TCP    2           
             "ep",
             "wide",
             """\
-NAMESPACE   NAME   PORT      ENDPOINT        OPEN   ID   GENERATION   CURRENT
-default     dns    <unset>   [fd00::5]:53    0      7    1            yes
-shop        web    http      10.0.0.1:8080   4      5    1            yes
-shop        web    http      10.0.0.2:8080   2      6    3            yes""",
+NAMESPACE   NAME   PORT      ENDPOINT        \
+OPEN   ID   GENERATION   CURRENT   WEIGHT   CONNECT   FAILED   STATE
+default     dns    <unset>   [fd00::5]:53    0      7    1            yes       <none>   <none>    \
+0/0      ready
+shop        web    http      10.0.0.1:8080   4      5    1            yes       <none>   <none>    \
+0/0      ready
+shop        web    http      10.0.0.2:8080   2      6    3            yes       <none>   <none>    \
+0/0      ready""",
             id="endpoints-wide",
         ),
         pytest.param(
@@ -194,7 +206,7 @@ def test_a_port_of_two_families_counts_its_endpoints_once() -> None:
 def test_connections_of_another_generation_are_not_the_endpoint_s() -> None:
     maps = view()
     maps.loads[5] = (2, 4)
-    row = next(row for row in inspect.endpoints(maps) if row.id == 5)
+    row = next(row for row in endpoints(maps, 0) if row.id == 5)
     assert (row.current, row.open) == (False, 0)
 
 
@@ -210,16 +222,19 @@ def test_rows_for_scripts_have_stable_keys() -> None:
         "endpoints": 2,
         "open": 6,
         "algorithms": ["random"],
+        "choice": [],
+        "ejected": 0,
         "affinitySeconds": 0,
         "ids": [1, 2],
     }
-    assert " ".join(inspect.plain(inspect.endpoints(view())[0])) == (
-        "namespace service port endpoint id generation current open"
+    assert " ".join(inspect.plain(endpoints(view(), 0)[0])) == (
+        "namespace service port endpoint id generation current open weight "
+        "connectMicroseconds connects failures failuresInARow state ejection"
     )
     assert " ".join(inspect.plain(inspect.frontends(view())[0])) == (
         "namespace service portName kind frontend address port protocol endpoints open id owner "
-        "algorithm affinitySeconds flags firstSlot whenEmpty packets outsideEndpoints "
-        "outsideWhenEmpty tableEntries consistent"
+        "algorithm choice policy affinitySeconds flags firstSlot whenEmpty packets "
+        "outsideEndpoints outsideWhenEmpty tableEntries consistent"
     )
     assert " ".join(inspect.plain(affinityrows.affinity(sticky(), 0)[0])) == (
         "client netns namespace service port family endpoint state seen timeoutSeconds "
@@ -234,11 +249,11 @@ def test_a_frontend_that_leads_nowhere_is_shown_and_not_fatal() -> None:
 
 
 def test_watching_names_only_what_changed() -> None:
-    resource, before = BY_NAME["ep"], inspect.endpoints(view())
+    resource, before = BY_NAME["ep"], endpoints(view(), 0)
     maps = view()
     maps.loads[5] = (1, 9)
     maps.slot[11] = Slot(backend("10.0.0.3:8080"), 8, 1, 1)
-    found = changes(resource, before, inspect.endpoints(maps))
+    found = changes(resource, before, endpoints(maps, 0))
     assert [(change.type, change.row.endpoint) for change in found] == [
         ("MODIFIED", "10.0.0.1:8080"),
         ("ADDED", "10.0.0.3:8080"),
@@ -304,10 +319,10 @@ RECORD = {
             "load",
             [],
             [
-                {"id": 5, "generation": 1, "state": "valid", "open": 4},
-                {"id": 6, "generation": 3, "state": "valid", "open": 2},
-                {"id": 7, "generation": 1, "state": "valid", "open": 0},
-                {"id": 9, "generation": 2, "state": "retired", "open": 1},
+                UNSEEN | {"id": 5, "generation": 1, "state": "valid", "open": 4},
+                UNSEEN | {"id": 6, "generation": 3, "state": "valid", "open": 2},
+                UNSEEN | {"id": 7, "generation": 1, "state": "valid", "open": 0},
+                UNSEEN | {"id": 9, "generation": 2, "state": "retired", "open": 1},
             ],
             id="a-retired-endpoint-shows-while-it-has-connections",
         ),
@@ -345,11 +360,81 @@ RECORD = {
             [{"netns": 4, "records": 3}],
             id="records-of-each-network-namespace",
         ),
+        pytest.param(
+            "destroyed",
+            [((135).to_bytes(8, "little"), bytes(4))],
+            [{"cookie": 135}],
+            id="sockets-that-the-agent-ended",
+        ),
     ],
 )
 def test_dump(name: str, raw: list[tuple[bytes, bytes]], expected: list[dump.Row]) -> None:
     maps = replace(view(), raw={name: raw})
     assert list(dump.DUMPS[name](maps)) == expected
+
+
+def test_what_is_known_of_an_endpoint_is_dumped() -> None:
+    seen = Outcomes(1, 250, 9, 70, True, connects=20, failures=3, ejections=1, streak=2)
+    maps = replace(view(), seen={5: seen})
+    row = next(iter(dump.DUMPS["load"](maps)))
+    assert row == {
+        "id": 5, "generation": 1, "state": "valid", "open": 4, "owner": 1, "name": "shop/web:http",
+        "connectMicroseconds": 250, "measured": 9, "connects": 20, "failures": 3, "streak": 2,
+        "ejections": 1, "ejectedUntil": 70, "trial": True,
+    }  # fmt: skip
+
+
+def test_the_fields_of_load_are_read_as_the_programs_write_them() -> None:
+    bits = abi.constants()["WINDOW_BITS"]
+    window = 20 | 3 << bits | 1 << 2 * bits
+    found = outcomes_of(1, 250, 9, 70 | abi.constants()["UNTIL_TRIAL"], window, 2)
+    assert found == Outcomes(1, 250, 9, 70, True, 20, 3, 1, 2)
+    assert outcomes_of(1, 250, 9, 70, window, 2).trial is False
+
+
+def test_policies_are_dumped_with_how_many_are_ejected() -> None:
+    policy = Policy(True, 7, 0, 5, shortest=10**10, longest=3 * 10**11, trial=3 * 10**9)
+    seen = {5: Outcomes(owner=1, until=70), 6: Outcomes(owner=1)}
+    maps = replace(view(), policy={1: PolicyElement(policy, 1)}, seen=seen)
+    assert list(dump.DUMPS["policies"](maps)) == [
+        {
+            "owner": 1, "name": "shop/web:http", "watch": True, "maxConnections": 7, "room": 0,
+            "streak": 5, "percent": None, "volume": 0, "shortestSeconds": 10.0,
+            "longestSeconds": 300.0, "trialSeconds": 3.0, "most": 1, "ejected": 1,
+        }
+    ]  # fmt: skip
+
+
+def test_shares_are_dumped_of_slots_in_use() -> None:
+    data = shares.packed((1, 99), 2)
+    raw = [(slot.to_bytes(4, "little"), data[i * 16 :][:16]) for i, slot in enumerate((10, 11))]
+    maps = replace(view(), raw={"shares": [*raw, ((12).to_bytes(4, "little"), bytes(16))]})
+    assert list(dump.DUMPS["shares"](maps)) == [
+        {"slot": 10, "weight": 1, "otherZone": False, "keep": round(0.02 * 2**32), "other": 1},
+        {"slot": 11, "weight": 99, "otherZone": False, "keep": 2**32 - 1, "other": 1},
+    ]
+    assert dump.used(maps, "shares") == dump.used(maps, "slots") == 3
+
+
+def test_tables_for_sockets_are_dumped_with_their_weights() -> None:
+    maps = view()
+    maps.elements[1] = replace(maps.elements[1], algorithm=4 | 8, inside=Run(32, 251))
+    maps.slot[10] = replace(maps.slot[10], weight=1)
+    maps.stamps[Run(32, 251)] = stamp((A, B), (1, 100))
+    (row,) = dump.DUMPS["maglev"](maps)
+    assert (row["firstLine"], row["endpoints"], row["state"]) == (32, 2, "current")
+    row = next(iter(dump.DUMPS["services"](maps)))
+    assert (row["algorithm"], row["choice"], row["insideEntries"]) == ("maglev", ["weighted"], 251)
+    maps.slot[10] = replace(maps.slot[10], weight=2)
+    assert next(iter(dump.DUMPS["maglev"](maps)))["state"] == "stale"
+
+
+def test_turns_are_dumped_of_services_that_have_had_some() -> None:
+    raw = [((n).to_bytes(4, "little"), (n * 7).to_bytes(8, "little")) for n in (0, 1)]
+    maps = replace(view(), raw={"turns": raw})
+    assert list(dump.DUMPS["turns"](maps)) == [
+        {"service": 1, "frontend": "10.96.0.1:80/TCP", "turn": 7}
+    ]
 
 
 def test_services_are_dumped_with_flags_in_words() -> None:

@@ -38,6 +38,22 @@ def test_sizes(endpoints: int, entries: int) -> None:
     assert maglev.size_for(endpoints) == entries
 
 
+@pytest.mark.parametrize(
+    ("weights", "entries"),
+    [
+        pytest.param((100, 100), 251, id="alike"),
+        pytest.param((100, 1), 1019, id="a-canary-of-one-percent-has-ten"),
+        pytest.param((10000, 1), 65521, id="as-many-as-there-are"),
+        pytest.param((100, 0), 251, id="who-has-none-needs-none"),
+        pytest.param((0, 0), 251, id="none"),
+    ],
+)
+def test_who_weighs_little_has_some_entries_too(weights: tuple[int, int], entries: int) -> None:
+    assert maglev.size_for(2, weights) == entries
+    found = Counter(maglev.table(backends(2), weights if any(weights) else None, entries))
+    assert all((found[i] > 5) == bool(weight) for i, weight in enumerate(weights) if any(weights))
+
+
 def test_sizes_are_primes_with_room_for_a_stamp_in_their_last_line() -> None:
     for size in maglev.SIZES:
         assert all(size % factor for factor in range(2, int(size**0.5) + 1))

@@ -15,7 +15,7 @@ from pointsman import host
 from pointsman.cli.main import cli
 from pointsman.cli.up import settings_of
 from pointsman.cli.up import up as up_command
-from pointsman.context import Policy
+from pointsman.context import Ejection, Policy
 from pointsman.devices import Packets, Timeouts
 from pointsman.kube.access import Access
 from pointsman.settings import Settings
@@ -81,6 +81,17 @@ def up(*options: str, **environment: str) -> Any:
         pytest.param(
             ["--refuse-unused-cluster-ips"],
             Policy(refuse_unused_cluster_ips=True), id="unused-addresses-of-the-service-cidr",
+        ),
+        pytest.param(
+            ["--algorithm", "peak-ewma", "--outlier-ejection", "observe"],
+            Policy(algorithm="peak-ewma", outlier_ejection="observe"), id="how-it-is-chosen",
+        ),
+        pytest.param(
+            ["--ejection-consecutive-failures", "0", "--ejection-failure-percent", "20",
+             "--ejection-minimum-connects", "100", "--ejection-shortest", "2s",
+             "--ejection-longest", "1m30s", "--ejection-most-percent", "50",
+             "--ejection-trial", "1.5s"],
+            Policy(ejection=Ejection(0, 20, 100, 2, 90, 50, 1.5)), id="what-ejects-for-how-long",
         ),
     ],
 )  # fmt: skip
@@ -192,6 +203,12 @@ def test_what_tests_and_the_demo_start_serves_no_device_of_this_machine(package:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--algorithm", "fastest"], "'fastest' is not one of 'random', 'round-robin'"),
+        (["--outlier-ejection", "yes"], "'yes' is not one of 'off', 'on', 'observe'"),
+        (["--ejection-most-percent", "100"], "100 is not in the range 1<=x<=99"),
+        (["--ejection-trial", "0s"], "0s is out of range; write 1s to 24h"),
+        (["--ejection-longest", "soon"], '"soon" is no duration; write one such as 10s or 5m'),
+        (["--ejection-shortest", "10m"], "is longer than --ejection-longest 300s"),
         (["--node-name", "Worker_1"], "write the one that 'kubectl get nodes' shows"),
         (["--node-name", ""], "is no name of a Node"),
         (["--node-name", "a" * 254], "is no name of a Node"),

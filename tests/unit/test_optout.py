@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Mapping
 
 import pytest
 
 from pointsman import netns
 from pointsman.context import Context
+from pointsman.netns import Inside
 from pointsman.objects import ClusterMeta, Namespace, ObjectMeta, Pod, PodIP, PodSpec, PodStatus
 from pointsman.optout import ANNOTATION, opted_out
 from pointsman.optouts import OptOuts
@@ -85,3 +87,18 @@ def test_a_kernel_without_cookies_is_asked_once(monkeypatch: pytest.MonkeyPatch)
     searching.run()  # comes back by itself
     assert len(asked) == 1
     assert told == [{}], "whoever waits for the first search would wait for ever"
+
+
+def test_it_ends_when_told_so_during_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = OptOuts(lambda _: None)
+
+    def search(_: frozenset[Address]) -> Mapping[Address, Inside]:
+        found.stop()
+        return {}
+
+    monkeypatch.setattr(netns, "found_in", search)
+    found.want(frozenset())  # of none: nothing would end its wait
+    thread = threading.Thread(target=found.run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,12 +16,17 @@ from pointsman.maps import apply, take_over
 from pointsman.objects import Ref
 from pointsman.plan import Limits
 from pointsman.planner import Planner
+from pointsman.policies import PolicyElement
 from pointsman.values import TCP, Backend, Entry, Frontend, Outside, PortName
 from tests.support.fake import FakeDatapath
 from tests.support.plans import (
+    AVOID,
     BACKENDS,
     CLIENTS,
+    LEAST,
+    MAGLEV,
     OUTSIDE,
+    POLICIES,
     ROOMY,
     SMALL,
     SOURCES,
@@ -283,6 +289,123 @@ def test_a_new_agent_takes_tables_over_as_they_are() -> None:
     assert not Planner(ROOMY, h.maps.snapshot(), packets=True).replace(h.wanted)
 
 
+def test_a_change_of_weights_is_another_set_of_the_same_endpoints() -> None:
+    h = Harness(FakeDatapath(ROOMY))
+    frontend = Frontend(VIPS[0], 80, TCP)
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:3], weights=(1, 2, 3)),)})
+    before = h.maps.services[h.maps.frontends[frontend]]
+    ids = {slot[0]: slot[1:3] for slot in h.maps.slots.values()}
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:3], weights=(1, 2, 4)),)})
+    after = h.maps.services[h.maps.frontends[frontend]]
+    assert (after.first, h.maps.weights(frontend)) != (before.first, (1, 2, 3))
+    assert {slot[0]: slot[1:3] for slot in h.maps.slots.values()} == ids
+    assert not h.planner.update(h.wanted)
+    h.assert_settled()
+
+
+@pytest.mark.parametrize("turns", [1, -1], ids=["weights-come", "weights-go"])
+def test_no_endpoint_of_weight_zero_is_drawn_while_weights_come_or_go(turns: int) -> None:
+    """With the flag too late or gone too early the new or the old set would be drawn from as if all
+    were alike: `seen` of the harness has the weights that count."""
+    h = Harness(FakeDatapath(ROOMY))
+    for weights in [(), (0, 100, 0)][::turns]:
+        one = entry("a", VIPS[0], endpoints=BACKENDS[:3], weights=weights)
+        h.update({ref("a"): (one,)})
+        h.assert_settled()
+
+
+def test_a_new_agent_takes_weights_policies_and_tables_over_as_they_are() -> None:
+    h = Harness(FakeDatapath(ROOMY))
+    more = {"weights": (0, 5, 100), "policy": POLICIES[1], "algorithm": MAGLEV | AVOID}
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:3], **more),)})
+    assert h.maps.inside(Frontend(VIPS[0], 80, TCP))
+    assert not Planner(ROOMY, h.maps.snapshot(), packets=True).replace(h.wanted)
+
+
+def test_a_policy_is_that_of_all_frontends_and_goes_with_the_last() -> None:
+    h = Harness(FakeDatapath(ROOMY))
+    more = {"policy": POLICIES[2], "algorithm": LEAST | AVOID}
+    one, other = (
+        entry("a", vip, endpoints=BACKENDS[:count], **more)
+        for vip, count in zip(VIPS, (6, 3), strict=False)
+    )
+    h.update({ref("a"): (one, other)})
+    (owner,) = h.maps.names
+    assert h.maps.policies[owner] == PolicyElement(POLICIES[2], 2)
+    h.update({ref("a"): (one,)})
+    assert h.maps.policies[owner] == PolicyElement(POLICIES[2], 5)
+    h.update({ref("a"): ()})
+    assert h.maps.policies[owner] == PolicyElement()
+
+
+def test_while_a_set_grows_or_shrinks_never_may_all_of_it_be_ejected() -> None:
+    h = Harness(FakeDatapath(ROOMY))
+    more = {"policy": POLICIES[2], "algorithm": LEAST | AVOID}
+    for count in (2, 6, 3):
+        h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:count], **more),)})
+        assert h.maps.policy(Frontend(VIPS[0], 80, TCP)).most == count - 1
+
+
+@pytest.mark.parametrize("writes", range(1, 14))
+def test_no_owner_finds_the_policy_of_a_former_one(writes: int) -> None:
+    """An agent that is killed before it took a policy back: the next one does."""
+    h = Harness(FakeDatapath(ROOMY))
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:3], policy=POLICIES[1]),)})
+    h.maps.fail_after = writes
+    with contextlib.suppress(OSError):
+        h.update({ref("a"): (), ref("b"): (entry("b", VIPS[1], endpoints=BACKENDS[:3]),)})
+    h.maps.fail_after = None
+    h.restart()
+    assert {each for each in h.maps.policies.values() if any(each.words)} == set()
+
+
+def test_frontends_that_choose_by_table_share_one_with_clients_outside() -> None:
+    h = Harness(FakeDatapath(ROOMY))
+    members, places = BACKENDS[:3], places_of(BACKENDS[:3])
+    one = entry(
+        "a", VIPS[0], endpoints=members, places=places, outside=served(members), algorithm=MAGLEV
+    )
+    h.update({ref("a"): (one,)})
+    (element,) = h.maps.services.values()
+    assert element.inside == element.table
+    h.update({ref("a"): (replace(one, algorithm=LEAST),)})
+    (element,) = h.maps.services.values()
+    assert not element.inside.count and element.table.count
+    h.assert_settled()
+
+
+def test_without_programs_for_packets_sockets_have_their_tables() -> None:
+    h = Harness(FakeDatapath(ROOMY))
+    planner = Planner(ROOMY)
+    plan = planner.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS, algorithm=MAGLEV),)})
+    h.maps.on_step = lambda: None
+    apply(plan, h.maps)
+    assert h.maps.inside(Frontend(VIPS[0], 80, TCP))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["new-load", "same-load"])
+def test_an_upgrade_keeps_weights_and_policies_and_tells_a_new_load_its_owners(
+    shared: bool,
+) -> None:
+    h = Harness(FakeDatapath(ROOMY))
+    more = {"weights": (0, 5, 100), "policy": POLICIES[1], "algorithm": LEAST | AVOID}
+    h.update({ref("a"): (entry("a", VIPS[0], endpoints=BACKENDS[:3], **more),)})
+    h.update({ref("z"): (entry("z", VIPS[3], endpoints=BACKENDS[:2], policy=POLICIES[2]),)})
+    old = h.maps.snapshot()
+    fresh = FakeDatapath(ROOMY)
+    if shared:  # and with it `policies`, which counts what `load` says
+        fresh.load, fresh.policies = h.maps.load, dict(h.maps.policies)
+    del h.wanted[ref("z")]
+    plan = Planner(ROOMY, fresh.snapshot(), old).replace(h.wanted)
+    owner = next(owner for owner, name in old.names.items() if name.service == "a")
+    assert {named for _, _, named in plan.generations} == {owner}
+    apply(plan, fresh)
+    frontend = Frontend(VIPS[0], 80, TCP)
+    assert fresh.weights(frontend) == (0, 5, 100)
+    held = {o: each.words for o, each in fresh.policies.items() if any(each.words)}
+    assert held == {owner: PolicyElement(POLICIES[1], 1).words}
+
+
 def test_without_programs_for_packets_there_are_no_tables() -> None:
     h = Harness(FakeDatapath(ROOMY))
     h.update(
@@ -501,6 +624,7 @@ def test_reuse_without_a_grace_period_is_noticed() -> None:
         pytest.param("add_frontends", "write_service", id="frontend-before-its-service"),
         pytest.param("switch", "write_slots", id="set-before-its-slots"),
         pytest.param("write_slots", "set_generations", id="slots-before-their-generations"),
+        pytest.param("switch", "write_shares", id="set-before-its-shares"),
     ],
 )
 def test_writes_in_another_order_are_noticed(first: str, second: str) -> None:

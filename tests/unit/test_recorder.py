@@ -254,6 +254,18 @@ def test_what_is_said_is_new_each_time(events: Events, agent: Agent) -> None:
         assert event["regarding"]["uid"] == "uid-a"
 
 
+def test_what_all_nodes_say_is_one_event(events: Events, agent: Agent) -> None:
+    with running(events, "b") as other:
+        for each, result in ((agent, "written"), (other, "known"), (agent, "again")):
+            before = each.counted[result]
+            each.recorder.normal(WEB, "DrainBegins", "connections are ended, 5/s on each node")
+            each.until(lambda counted, b=before, r=result: counted[r] == b + 1)
+        agent.recorder.normal(Ref("Service", "default", "gone"), "DrainEnds", "it was stopped")
+    (event,) = events.all
+    assert (event["type"], event["reason"]) == ("Normal", "DrainBegins")
+    assert event["regarding"]["uid"] == "uid-web"
+
+
 def test_a_refusal_is_logged_once_and_hurts_nobody(
     events: Events, agent: Agent, caplog: pytest.LogCaptureFixture
 ) -> None:

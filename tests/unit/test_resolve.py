@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from pointsman import abi
+from pointsman.choice import ALGORITHM, EJECTION, MAX_CONNECTIONS, WEIGHT, ZONE_CONNECTIONS
 from pointsman.context import Context, Policy
 from pointsman.endpointsets import EMPTY_UNREACHABLE
 from pointsman.objects import (
@@ -29,7 +31,9 @@ from pointsman.resolve import (
     local_vips,
     resolve,
 )
+from pointsman.shares import ELSEWHERE as AWAY_BIT
 from pointsman.values import Entry, to_address, to_text
+from pointsman.values import Policy as Dealing
 
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 FLAGS = abi.constants()
@@ -394,6 +398,128 @@ def test_equal_input_gives_equal_entries() -> None:
     service = a_service(type="NodePort", cluster_ips=DUAL, **EXTERNAL)
     again = resolve(service, (a_slice(THERE, HERE),), HERE_IS_A)
     assert resolve(service, (a_slice(HERE, THERE),), HERE_IS_A) == again
+
+
+WEIGHTED, BY_POLICY, AVOID, BY_ZONE = (
+    FLAGS[f"CHOICE_{name}"] for name in ("WEIGHTED", "POLICY", "AVOID", "ZONE")
+)
+MAGLEV = FLAGS["ALGORITHM_MAGLEV"]
+
+
+def test_every_frontend_of_a_service_chooses_as_it_says() -> None:
+    words = {ALGORITHM: "maglev", MAX_CONNECTIONS: "7", EJECTION: "on"}
+    service = a_service(annotations=words, ingress=(VIP,), **EXTERNAL, type="LoadBalancer")
+    entries = of(service, a_slice(HERE, THERE))
+    assert len(entries) == 6
+    policies = {entry.policy for entry in entries.values()}
+    assert len(policies) == 1
+    policy = policies.pop()
+    assert policy and (policy.watch, policy.max_connections, policy.room) == (True, 7, 0)
+    chosen = MAGLEV | BY_POLICY | AVOID
+    assert {name: entry.algorithm for name, entry in entries.items()} == {
+        name: 0 if entry.frontend.wildcard else chosen for name, entry in entries.items()
+    }
+    assert not any(entry.weights for entry in entries.values())
+
+
+def test_the_operator_says_what_services_get_that_say_nothing() -> None:
+    context = Context(Policy(algorithm="maglev"))
+    entry = of(a_service(), a_slice(HERE), context=context)["10.96.0.1:80/TCP"]
+    assert (entry.algorithm, entry.policy) == (MAGLEV, None)
+    service = a_service(annotations={ALGORITHM: "random"})
+    assert of(service, a_slice(HERE), context=context)["10.96.0.1:80/TCP"].algorithm == 0
+
+
+NEAR = tuple(Endpoint(addresses=(f"10.244.0.{i}",), node_name="a", zone="east") for i in (1, 2))
+FAR = tuple(Endpoint(addresses=(f"10.244.1.{i}",), node_name="b", zone="west") for i in (1, 2))
+
+AWAY = (100 | AWAY_BIT, 100 | AWAY_BIT)
+
+
+def weighing(weight: str, *endpoints: Endpoint) -> EndpointSlice:
+    piece = a_slice(*endpoints)
+    meta = ObjectMeta(name=f"web-{weight}", annotations={WEIGHT: weight})
+    return msgspec.structs.replace(piece, metadata=meta)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "slices", "zone", "weights", "choice"),
+    [
+        pytest.param({}, (a_slice(*NEAR, *FAR),), "east", (), 0, id="nothing-said"),
+        pytest.param(
+            {}, (a_slice(*NEAR), weighing("1", *FAR)), "east", (100, 100, 1, 1), WEIGHTED,
+            id="a-canary",
+        ),
+        pytest.param(
+            {}, (weighing("7", *NEAR), weighing("7", *FAR)), "east", (), 0, id="all-of-one-weight"
+        ),
+        pytest.param(
+            {}, (a_slice(*NEAR), weighing("100", *FAR)), "east", (), 0, id="the-usual-one-said"
+        ),
+        pytest.param(
+            {}, (weighing("0", *NEAR), a_slice(*FAR)), "east", (0, 0, 100, 100), WEIGHTED,
+            id="none-for-some",
+        ),
+        pytest.param(
+            {}, (weighing("0", *NEAR, *FAR),), "east", (), 0, id="none-for-all-is-the-same-for-all"
+        ),
+        pytest.param(
+            {}, (weighing("5", *NEAR), weighing("50", NEAR[0])), "east", (50, 5), WEIGHTED,
+            id="in-two-slices-the-heavier-counts",
+        ),
+        pytest.param(
+            {ZONE_CONNECTIONS: "9"}, (a_slice(*NEAR, *FAR),), "east", (100, 100, *AWAY),
+            WEIGHTED | BY_ZONE, id="this-zone-first",
+        ),
+        pytest.param(
+            {ZONE_CONNECTIONS: "9"}, (a_slice(*NEAR, *FAR),), "west", (*AWAY, 100, 100),
+            WEIGHTED | BY_ZONE, id="seen-from-the-other",
+        ),
+        pytest.param(
+            {ZONE_CONNECTIONS: "9"}, (a_slice(*NEAR, *FAR),), "north", (), 0, id="nobody-here"
+        ),
+        pytest.param({ZONE_CONNECTIONS: "9"}, (a_slice(*NEAR, *FAR),), "", (), 0, id="no-zone"),
+        pytest.param({ZONE_CONNECTIONS: "9"}, (a_slice(*NEAR),), "east", (), 0, id="nobody-there"),
+        pytest.param(
+            {ZONE_CONNECTIONS: "0"}, (a_slice(*NEAR, *FAR),), "east", (), 0, id="0-is-never"
+        ),
+        pytest.param(
+            {ZONE_CONNECTIONS: "9"}, (a_slice(NEAR[0], *FAR), weighing("3", NEAR[1])), "east",
+            (100, 3, *AWAY), WEIGHTED | BY_ZONE, id="weights-within-the-zone",
+        ),
+        pytest.param(
+            {ZONE_CONNECTIONS: "9"}, (weighing("0", *NEAR), a_slice(*FAR)), "east",
+            (0, 0, 100, 100), WEIGHTED, id="a-zone-without-weight-takes-none",
+        ),
+        pytest.param(
+            {ZONE_CONNECTIONS: "9"}, (a_slice(*NEAR, FAR[0]), weighing("0", FAR[1])), "east",
+            (100, 100, AWAY[0], 0), WEIGHTED | BY_ZONE, id="no-weight-is-none-in-any-zone",
+        ),
+    ],
+)  # fmt: skip
+def test_weights(
+    annotations: dict[str, str], slices: tuple[EndpointSlice, ...], zone: str,
+    weights: tuple[int, ...], choice: int,
+) -> None:  # fmt: skip
+    service = a_service(annotations=annotations, **NODE_PORT)
+    entries = of(service, *slices, context=Context(node_name="a", zone=zone))
+    for frontend in ("10.96.0.1:80/TCP", "0.0.0.0:30080/TCP"):
+        entry = entries[frontend]
+        assert (entry.weights, entry.algorithm & ~BY_POLICY) == (weights, choice)
+        assert entry.policy == (Dealing(room=9) if "9" in annotations.values() else None)
+        assert len(entry.endpoints) == len(weights or entry.endpoints)
+    outside = entries["0.0.0.0:30080/TCP"].outside
+    assert outside is not None
+    # To who is outside no zone is nearer.
+    plain = tuple(weight & ~AWAY_BIT for weight in weights)
+    assert outside.weights == (plain if len(set(plain)) > 1 else ())
+
+
+def test_each_set_has_the_weights_of_its_own_endpoints() -> None:
+    service = a_service(internal_traffic_policy="Local", **NODE_PORT)
+    entries = of(service, a_slice(*NEAR), weighing("1", *FAR))
+    assert entries["10.96.0.1:80/TCP"].weights == ()
+    assert entries["0.0.0.0:30080/TCP"].weights == (100, 100, 1, 1)
 
 
 OUTSIDE, LOCALLY, RANGES = (FLAGS[f"PACKETS_{n}"] for n in ("OUTSIDE", "LOCAL", "RANGES"))

@@ -1,4 +1,4 @@
-"""Who may write the maps."""
+"""Who may write the maps, and what the next start reads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pointsman.choice import Kept
 from pointsman.errors import AlreadyRunning
-from pointsman.state import Lock
+from pointsman.objects import Ref
+from pointsman.state import ANNOTATIONS, Lock, read_annotations, write_annotations
 
 
 def test_a_pin_directory_has_one_writer_whatever_the_run_directories(tmp_path: Path) -> None:
@@ -22,3 +24,24 @@ def test_a_pin_directory_has_one_writer_whatever_the_run_directories(tmp_path: P
     third = Lock(tmp_path / "b")
     third.pins(pins)
     third.release()
+
+
+def test_annotations_are_read_as_they_were_written(tmp_path: Path) -> None:
+    assert read_annotations(tmp_path) == {}
+    kept = {
+        Ref("Service", "shop", "web"): Kept("1", {"a": "b"}),
+        Ref("Pod", "shop", "x"): Kept("", {"c": "d"}),
+    }
+    write_annotations(tmp_path, kept)
+    assert read_annotations(tmp_path) == kept
+
+
+def test_annotations_that_a_version_before_saved_have_no_uid(tmp_path: Path) -> None:
+    (tmp_path / ANNOTATIONS).write_text('{"Service shop/web": {"a": "b"}}')
+    assert read_annotations(tmp_path) == {Ref("Service", "shop", "web"): Kept("", {"a": "b"})}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"x": 1, "Pod a/b": 2, "web": {"a": "b"}}'])
+def test_what_is_no_such_file_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / ANNOTATIONS).write_text(text)
+    assert read_annotations(tmp_path) == {}

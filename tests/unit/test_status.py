@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from pointsman import health, host
+from pointsman.cli import health as judging
 from pointsman.cli.health import _status_lines
 from pointsman.cli.main import cli
 from pointsman.hooks import HOOKS, Link
+from pointsman.verify import Difference
 
 
 def link(hook: str, **values: Any) -> Link:
@@ -101,11 +103,12 @@ def test_the_report_for_scripts_has_stable_keys() -> None:
         "policy": "",
         "noLocalEndpoints": "internal external",
         "stale": "destroyed flowsDeleted checks",
+        "drains": "closed left services problem",
         "optedOut": "pods namespaces waiting",
     }
     assert " ".join(found) == (
         "healthy reasons warnings agent node policy datapath devices packets maps sync source "
-        "dns counters noLocalEndpoints stale optedOut problems"
+        "dns counters noLocalEndpoints stale drains optedOut problems"
     )
     assert found["agent"]["uptimeSeconds"] == 60.0
     assert found["datapath"]["cgroup"] == {"id": 77, "path": "/cg", "configured": None}
@@ -121,8 +124,18 @@ TOLD: dict[str, Any] = {
         "external_ips": "local",
         "bind_guard": True,
         "refuse_unused_cluster_ips": False,
+        "algorithm": "maglev",
+        "outlier_ejection": "observe",
+        "ejection": {"most_percent": 30},
     },
     "stale": {"destroyed": 3, "flowsDeleted": 4, "checks": 9},
+    "drains": {
+        "closed": 12,
+        "left": 8,
+        "services": {
+            "Service shop/web": {"closed": 5, "left": 8, "rate": "20/m", "waits": "slow start"}
+        },
+    },
     "noLocalEndpoints": {"internal": 1, "external": 2},
     "optedOut": {"pods": 1, "namespaces": 2, "waiting": 0},
 }
@@ -139,6 +152,9 @@ def test_status_tells_the_node_and_the_policy_in_force() -> None:
         "externalIPs": "local",
         "bindGuard": True,
         "refuseUnusedClusterIPs": False,
+        "algorithm": "maglev",
+        "outlierEjection": "observe",
+        "ejection": {"mostPercent": 30},
     }
     lines = "\n".join(_status_lines(found, []))
     for line in (
@@ -149,7 +165,11 @@ def test_status_tells_the_node_and_the_policy_in_force() -> None:
         "  node-port-range       30000-32767",
         "  localhost-nodeports   no",
         "  refuse-unused-cluster-ips  no",
+        "  algorithm  maglev",
+        "  outlier-ejection  observe",
         "  stale sockets destroyed           3",
+        "  connections drained               12",
+        "  draining shop/web                 5 ended, 8 left, at 20/m, waits for slow start",
         "  no local endpoints  Services with internalTrafficPolicy: 1, externalTrafficPolicy: 2",
     ):
         assert line.split() in [each.split() for each in lines.splitlines()], lines
@@ -254,3 +274,15 @@ def test_what_hinders_devices_is_a_reason_if_they_were_named_and_else_a_warning(
     found = health.report(seen(devices={"wanted": True, "named": False, **told}))
     assert found["healthy"]
     assert [note for note in found["warnings"] if said in note]
+
+
+def test_only_what_every_look_finds_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "_IN_FLIGHT", 0.05)
+    monkeypatch.setattr(judging, "_BETWEEN_LOOKS", 0.01)
+    late, lasting = (Difference(kind, "10.96.0.1", "") for kind in ("weight", "owner"))
+    looks = iter([[late, lasting], *[[lasting]] * 100])
+    assert judging._lasting([late, lasting], lambda: (next(looks), [])) == ([lasting], [])
+    assert len(list(looks)) < 100, "it looked once"
+    looks = iter([[late], [], [late]])
+    assert judging._lasting([late], lambda: (next(looks), ["note"])) == ([], ["note"])
+    assert list(looks) == [[late]], "it went on looking"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 
+from pointsman.choice import ALGORITHM, MAX_CONNECTIONS, WEIGHT, Kept
 from pointsman.clusterip import ClusterIPs
 from pointsman.events import Changed, Listed
 from pointsman.objects import (
     ClusterMeta,
     Container,
     ContainerPort,
+    EndpointSlice,
     Namespace,
     Node,
     NodeAddress,
@@ -166,6 +171,108 @@ def test_zones_reach_the_hints_in_whatever_order_they_come(node_first: bool) -> 
     assert endpoint.zone == "east"
     assert endpoint.hints is not None
     assert [zone.name for zone in endpoint.hints.for_zones or ()] == ["east"]
+
+
+def annotated(obj: Any, uid: str = "", **annotations: str) -> Any:
+    names = {"algorithm": ALGORITHM, "most": MAX_CONNECTIONS, "weight": WEIGHT}
+    found = {names[name]: text for name, text in annotations.items()}
+    return msgspec.structs.replace(
+        obj, metadata=msgspec.structs.replace(obj.metadata, uid=uid, annotations=found)
+    )
+
+
+PIECE = EndpointSlice(
+    metadata=ObjectMeta(name="web-1", labels={"kubernetes.io/service-name": "web"}),
+    address_type="IPv4",
+)
+
+
+def fields(tracker: Tracker) -> list[tuple[str, str]]:
+    return [(problem.object, problem.field) for problem in tracker.problems]
+
+
+def test_the_last_good_annotation_of_a_service_counts() -> None:
+    tracker = after(annotated(SERVICE, algorithm="maglev", most="5"))
+    bad = annotated(SERVICE, algorithm="fastest")
+    for _ in range(2):
+        tracker.fold(Changed((bad,)))
+        assert tracker.services[SERVICE.ref].metadata.annotations == {ALGORITHM: "maglev"}
+        assert fields(tracker) == [("Service default/web", f"metadata.annotations[{ALGORITHM}]")]
+        assert tracker.kept == {SERVICE.ref: Kept("", {ALGORITHM: "maglev"})}
+        bad = annotated(SERVICE, algorithm="slowest")
+    assert tracker.fold(Changed((annotated(SERVICE, algorithm="random"),))) == {SERVICE.ref}
+    assert tracker.services[SERVICE.ref].metadata.annotations == {ALGORITHM: "random"}
+    assert not tracker.problems and not tracker.kept
+
+
+def test_what_was_good_is_known_after_a_restart() -> None:
+    bad = annotated(SERVICE, algorithm="fastest")
+    kept = {
+        SERVICE.ref: Kept("", {ALGORITHM: "maglev"}), PIECE.ref: Kept("", {WEIGHT: "3"})
+    }  # fmt: skip
+    tracker = Tracker(ClusterIPs(("10.96.0.0/12",), {}), kept)
+    tracker.fold(Listed((bad, annotated(PIECE, weight="x"))))
+    assert tracker.services[SERVICE.ref].metadata.annotations == {ALGORITHM: "maglev"}
+    assert tracker.slices(SERVICE.ref)[0].metadata.annotations == {WEIGHT: "3"}
+    assert tracker.kept == kept
+    # But a Service that is made anew does not inherit.
+    tracker.fold(Changed(deleted=(SERVICE.ref, PIECE.ref)))
+    assert not tracker.problems and not tracker.kept
+    tracker.fold(Changed((bad,)))
+    assert tracker.services[SERVICE.ref].metadata.annotations == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stays"),
+    [("1", "1", True), ("1", "2", False), ("", "2", True), ("1", "", True)],
+)
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_is_made_again_inherits_nothing(
+    restart: bool, before: str, after: str, stays: bool
+) -> None:
+    """A listing may show the new one where the old one was: only the uid tells."""
+
+    def listed(uid: str, algorithm: str, weight: str) -> Listed:
+        service = annotated(SERVICE, uid, algorithm=algorithm)
+        return Listed((service, annotated(PIECE, uid, weight=weight)))
+
+    tracker = Tracker(ClusterIPs(("10.96.0.0/12",), {}))
+    tracker.fold(listed(before, "maglev", "3"))
+    tracker.fold(listed(before, "magleev", "x"))
+    kept = {
+        SERVICE.ref: Kept(before, {ALGORITHM: "maglev"}), PIECE.ref: Kept(before, {WEIGHT: "3"})
+    }  # fmt: skip
+    assert tracker.kept == kept
+    if restart:
+        tracker = Tracker(ClusterIPs(("10.96.0.0/12",), {}), tracker.kept)
+    tracker.fold(listed(after, "magleev", "x"))
+    assert (tracker.services[SERVICE.ref].metadata.annotations == {ALGORITHM: "maglev"}) is stays
+    assert (tracker.slices(SERVICE.ref)[0].metadata.annotations == {WEIGHT: "3"}) is stays
+    found = {ref: Kept(after, texts) for ref, (_, texts) in kept.items()}
+    assert tracker.kept == (found if stays else {})
+
+
+@pytest.mark.parametrize("obj", [WEB, PIECE], ids=["a-pod", "a-slice"])
+def test_the_last_good_weight_counts(obj: Pod | EndpointSlice) -> None:
+    tracker = after(SERVICE, annotated(obj, weight="7"))
+    assert tracker.slices(SERVICE.ref)[-1].metadata.annotations == {WEIGHT: "7"}
+    bad = annotated(obj, weight="heavy")
+    for _ in range(2):
+        assert tracker.fold(Changed((bad,))) == set(), "nothing differs"
+        assert fields(tracker) == [(str(obj.ref), f"metadata.annotations[{WEIGHT}]")]
+    assert tracker.fold(Changed((annotated(obj, weight="8"),))) == {SERVICE.ref}
+    assert tracker.slices(SERVICE.ref)[-1].metadata.annotations == {WEIGHT: "8"}
+    assert not tracker.problems
+    tracker.fold(Changed((bad,)))
+    tracker.fold(Listed((SERVICE,)))
+    assert not tracker.problems and not tracker.kept
+
+
+def test_a_pod_of_the_usual_weight_again_has_no_slice_of_its_own() -> None:
+    tracker = after(SERVICE, annotated(WEB, weight="7"))
+    assert tracker.fold(Changed((WEB,))) == {SERVICE.ref}
+    (piece,) = tracker.slices(SERVICE.ref)
+    assert piece.metadata.annotations == {}
 
 
 def test_counts_name_nodes_and_namespaces_only_where_there_are_any() -> None:

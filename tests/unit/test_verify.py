@@ -13,8 +13,9 @@ from pointsman.context import Context
 from pointsman.hooks import Link
 from pointsman.maglev import stamp
 from pointsman.plan import Element, Run, Slot
+from pointsman.policies import PolicyElement
 from pointsman.ranges import Source, parse
-from pointsman.values import Entry, Outside, PortName
+from pointsman.values import Entry, Outside, Policy, PortName
 from pointsman.verify import Difference, compare, link_differences
 from tests.support.view import (
     DNS,
@@ -137,6 +138,58 @@ SOURCE = parse("198.51.100.0/24")
 PLACES = (FLAGS["SLOT_HERE"], FLAGS["SLOT_ELSEWHERE"])
 
 
+CHOICE = FLAGS["ALGORITHM_MAGLEV"] | FLAGS["CHOICE_WEIGHTED"] | FLAGS["CHOICE_POLICY"]
+WATCH = Policy(True, 7, streak=5, shortest=10**10, longest=3 * 10**11, most_percent=30)
+WEIGHED = replace(ENTRIES[0], algorithm=FLAGS["ALGORITHM_MAGLEV"], weights=(1, 99), policy=WATCH)
+
+
+def choice_view(**element: Any) -> FakeView:
+    """Two endpoints with weights, a table for sockets and a policy."""
+    maps = view()
+    maps.slot[10] = replace(maps.slot[10], weight=1)
+    maps.slot[11] = replace(maps.slot[11], weight=99)
+    maps.stamps[Run(32, 251)] = stamp((A, B), (1, 99))
+    maps.policy[1] = PolicyElement(WATCH, 1)
+    return changed(maps, **{"algorithm": CHOICE, "inside": Run(32, 251), **element})
+
+
+def with_policy(owner: int, element: PolicyElement) -> FakeView:
+    maps = choice_view()
+    maps.policy[owner] = element
+    return maps
+
+
+@pytest.mark.parametrize(
+    ("maps", "entry", "expected"),
+    [
+        pytest.param(choice_view(), WEIGHED, [], id="equal"),
+        pytest.param(choice_view(), replace(WEIGHED, weights=(99, 1)), ["weight"] * 2,
+                     id="other-weights"),
+        pytest.param(choice_view(), replace(WEIGHED, weights=()), ["algorithm", "weight", "weight"],
+                     id="weights-that-should-have-gone"),
+        pytest.param(choice_view(algorithm=CHOICE & ~FLAGS["CHOICE_WEIGHTED"]), WEIGHED,
+                     ["algorithm"], id="weights-that-nobody-looks-at"),
+        pytest.param(view(), replace(ENTRIES[0], weights=(1, 99)),
+                     ["algorithm", "weight", "weight"], id="weights-that-never-came"),
+        pytest.param(choice_view(), replace(WEIGHED, policy=replace(WATCH, streak=4)), ["policy"],
+                     id="another-policy"),
+        pytest.param(with_policy(1, PolicyElement(WATCH, 2)), WEIGHED, ["policy"],
+                     id="more-than-may-be-ejected"),
+        pytest.param(with_policy(2, PolicyElement(WATCH, 1)), WEIGHED, ["policy"],
+                     id="a-policy-that-nobody-wants"),
+        pytest.param(with_policy(9, PolicyElement(WATCH, 1)), WEIGHED, ["policy-dangling"],
+                     id="a-policy-of-nobody"),
+        pytest.param(replace(choice_view(), stamps={}), WEIGHED, ["table"],
+                     id="a-table-of-other-endpoints"),
+    ],
+)  # fmt: skip
+def test_weights_policies_and_tables_for_sockets_are_compared(
+    maps: FakeView, entry: Entry, expected: list[str]
+) -> None:
+    found = compare((entry, *ENTRIES[1:]), maps)
+    assert sorted(difference.kind for difference in found) == expected
+
+
 def outside_view(**element: Any) -> FakeView:
     """A load balancer's address for clients of one range, with two endpoints and a table."""
     maps = FakeView(
@@ -230,7 +283,7 @@ def test_the_desired_state_is_worked_out_as_the_agent_does(tmp_path: Path) -> No
         "dns": {"listen": ["10.0.0.9:5353"]},
     }
     tracker, problems = desired.read(desired.inputs(status))
-    entries = desired.entries(tracker, Context(node_name="a"))
+    entries = desired.entries(tracker, Context(node_name="a"), {})
     assert not problems
     assert sorted((str(e.frontend), str(e.owner), len(e.endpoints)) for e in entries) == [
         ("10.96.0.10:*", "kube-system/kube-dns:dns", 0),

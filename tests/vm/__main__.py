@@ -20,11 +20,17 @@ from pathlib import Path
 
 from tests.vm import image, machine, packages
 
+_DEVICES = "tests/kernel/test_devices.py::test_"
 #: What runs without arguments.
 SMOKE = (
     *("tests/kernel/test_degraded.py", "tests/kernel/test_bpf_maps.py", "tests/kernel/test_abi.py"),
     *("tests/kernel/test_sockets.py", "tests/kernel/test_node_ports.py"),
     "tests/kernel/packets/test_forward.py",
+    f"{_DEVICES}a_device_gets_xdp_tc_and_an_element",
+    f"{_DEVICES}xdp_may_send_where_the_kernel_says_that_it_can",
+    f"{_DEVICES}a_device_that_is_made_again_is_served_again",
+    f"{_DEVICES}filters_serve_where_there_is_no_tcx",
+    "tests/kernel/packets/test_one_node.py",
 )
 _AT_ONCE = 2
 #: The environment of the tests: what is not compiled yet takes minutes there.

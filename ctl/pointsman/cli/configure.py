@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pointsman.cli import show
+from pointsman.cli import choices, show
 from pointsman.config import files, mounted
 from pointsman.config.configuration import BadConfiguration, Configuration
 from pointsman.events import Problem
@@ -81,15 +81,32 @@ def _faults(configuration: Configuration, command: click.Command) -> list[Proble
     params = {param.name: param for param in command.params}
     for name, value in configuration.options.items():
         try:
-            typed = params[name].type_cast_value(context, value)
-            if callback := params[name].callback:
-                callback(context, params[name], typed)
+            _typed(context, params[name], value)
         except click.BadParameter as error:
             message, _, mend = error.message.rstrip(".").rpartition("; ")
             if not message:
                 message, mend = mend, "write another value"
             found.append(Problem(message, mend, field=configuration.fields[name]))
     return found
+
+
+def _typed(context: click.Context, param: click.Parameter, value: Any) -> Any:
+    """What a command gets of it. Raises click.BadParameter."""
+    typed = param.type_cast_value(context, value)
+    return param.callback(context, param, typed) if param.callback else typed
+
+
+def _together(configuration: Configuration, command: click.Command) -> None:
+    """What no option has anything against by itself, on a command line that says nothing else.
+    Raises click.UsageError."""
+    context, options = click.Context(command, info_name=command.name), configuration.options
+    choices.take(
+        {
+            name: _typed(context, param, options.get(name, param.get_default(context)))
+            for param in command.params
+            if (name := str(param.name)).startswith("ejection_")
+        }
+    )
 
 
 @click.group("config")
@@ -117,6 +134,7 @@ def check(context: click.Context, file: Path, strict: bool, form: str) -> None:
     from pointsman.cli.up import up  # which has our option
 
     found, configuration = _read(file, up)
+    _together(configuration, up)
     params = {param.name: param for param in up.params}
     rows = [
         (_flag(params[name], value), value, configuration.fields[name])

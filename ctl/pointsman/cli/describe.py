@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import click
 from pointsman import describe as describing
 from pointsman import desired, inspect
 from pointsman.cli import complete, names, options, show
-from pointsman.cli.resources import Resource
+from pointsman.cli.resources import CHOICE, IN_KERNEL, OPEN, Column, Resource
 from pointsman.errors import NoCluster, NotFound, NotLoaded
+from pointsman.health import drain_text
 from pointsman.objects import Ref
 from pointsman.observe import read_status
 from pointsman.pins import Pins
@@ -83,7 +85,8 @@ def describe(
             click.echo("In the kernel: nothing")
             show.note(missing)
             return
-        _describe_kernel(view, key, local)
+        drain = (status.get("drains") or {}).get("services", {}).get(str(Ref("Service", *key)))
+        _describe_kernel(view, key, local, drain)
     finally:
         if view:
             view.close()
@@ -113,23 +116,27 @@ def _choose(known: set[tuple[str, str]], namespace: str | None, name: str) -> tu
     raise NotFound(f"no Service {where}; see 'pointsman get services'")
 
 
-def _describe_kernel(view: View, key: tuple[str, str], local: frozenset[str] | None) -> None:
-    """`local`: the endpoints that run on this node, None if that is not known."""
-    parts = describing.describe_kernel(view, *key)
+def _describe_kernel(
+    view: View, key: tuple[str, str], local: frozenset[str] | None, drain: dict[str, Any] | None
+) -> None:
+    """`local`: the endpoints that run on this node, None if that is not known. `drain`: how far
+    that is, None without one."""
+    parts = describing.describe_kernel(view, *key, time.monotonic_ns())
     if not parts:
         click.echo("In the kernel: nothing")
         return
-    headers: tuple[str, ...] = ("ENDPOINT", "ID", "GENERATION", "OPEN", "CURRENT")
+    columns: tuple[Column, ...] = (("ENDPOINT", lambda row: row.endpoint), *IN_KERNEL, OPEN)
     if local is not None:
-        headers = (*headers, "LOCAL")
+        columns = (*columns, ("LOCAL", lambda row: row.endpoint in local))
+    columns = (*columns, *CHOICE)
     click.echo("In the kernel:")
+    policies = describing.describe_policies(view, *key)
+    if drain:
+        policies.append(("Draining:", drain_text(drain)))
+    click.echo(describing.align(policies, "  "), nl=False)
     for line, members in parts:
         click.echo(f"  {line}")
         if members:
-            rows = [
-                (m.endpoint, m.id, m.generation, m.open, m.current)
-                + (() if local is None else (m.endpoint in local,))
-                for m in members
-            ]
-            for text in show.table(headers, rows, indent="    "):
+            rows = [[value(member) for _, value in columns] for member in members]
+            for text in show.table([header for header, _ in columns], rows, indent="    "):
                 click.echo(text)

@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
+from pointsman import bpf
 from pointsman import explain as explaining
 from pointsman.cli import complete, flows, names, options, show
 from pointsman.cli.resources import Resource, changes
 from pointsman.errors import NotFound
 from pointsman.explainpackets import Client, PacketExplanation, explain_packet, parse_client
+from pointsman.hooks import SET_RETVAL
 from pointsman.inspect import plain
 from pointsman.packetmaps import PacketMaps, now
 from pointsman.pins import Pins
@@ -139,10 +141,14 @@ def _watch(
     before: list[Any] = []
     columns = resource.shown(form)
     sizes = show.widths([[header for header, _ in columns]])
-    headed = False
+    headed, whole = False, form in ("json", "yaml")
+
+    def seen(row: Any) -> Any:
+        return row if whole else [value(row) for _, value in columns]
+
     while True:
-        found = changes(resource, before, rows)
-        if form in ("json", "yaml"):
+        found = changes(resource, before, rows, seen)
+        if whole:
             for change in found:
                 value = {"type": change.type, "object": plain(change.row)}
                 text = json.dumps(value) if form == "json" else show.structured(value, form)
@@ -228,7 +234,9 @@ def explain(
     if opened:
         raise click.UsageError("--open is of a client outside: give --from ADDRESS:PORT")
     with show.opened(bpffs) as view:
-        found = explaining.explain(view, destination, client, time.monotonic_ns())
+        found = explaining.explain(
+            view, destination, client, time.monotonic_ns(), tells_why=bpf.has_helper(*SET_RETVAL)
+        )
     if any(link.program is None or not link.cgroup for link in Pins(bpffs).links()):
         show.note("note: not every hook is attached, see 'pointsman status'")
     _print_explanation(found, form)

@@ -15,6 +15,7 @@ from pointsman.cli.look import explain, get
 from pointsman.cli.maps import map_group
 from pointsman.cli.run import load, unload
 from pointsman.cli.takeover import takeover
+from pointsman.cli.top import top
 from pointsman.cli.trace import trace
 from pointsman.cli.up import up
 from pointsman.dnslisten import DnsListenError
@@ -47,7 +48,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    up, load, unload, status, get, describe, explain, trace, verify, takeover, map_group, config,
+    up, load, unload, status, get, top, describe, explain, trace, verify, takeover, map_group,
+    config,
 )  # fmt: skip
 for command in _COMMANDS:
     cli.add_command(command)

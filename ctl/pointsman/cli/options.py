@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pointsman.config.typed import seconds
 from pointsman.generations import Sizes
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -64,6 +65,18 @@ def sizes_of(params: Mapping[str, Any]) -> Sizes:
         lines=params["max_maglev_lines"],
         flows=params["max_flows"],
     )
+
+
+def duration(text: str, least: int, most: int, example: str) -> float:
+    """Seconds of a duration as Go writes it. Raises click.BadParameter."""
+    try:
+        found = seconds(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; write one such as {example}") from None
+    if not least <= found <= most:
+        limit = f"{most // 3600}h" if most >= 3600 else f"{most}s"
+        raise click.BadParameter(f"{text} is out of range; write {least}s to {limit}")
+    return found
 
 
 def address(text: str, default_port: int) -> tuple[str, int]:

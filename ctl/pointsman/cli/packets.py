@@ -7,14 +7,17 @@ from typing import Any, TypeVar
 
 import click
 
-from pointsman.cli import policies
-from pointsman.config.typed import seconds
+from pointsman.cli import options, policies
 from pointsman.devices import AUTO, Packets, Timeouts
 
 _Command = TypeVar("_Command", bound=Any)
 _NONE = "none"
 _GLOB = re.compile(r"[^\s/,]{1,64}")
 _LONGEST = 10 * 86400  # seconds
+
+
+def _duration(_context: click.Context, _param: click.Parameter, value: str) -> int:
+    return round(options.duration(value, 1, _LONGEST, "30s or 24h"))
 
 
 def _globs(_context: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -38,16 +41,6 @@ def _snat_ports(_context: click.Context, _param: click.Parameter, value: str) ->
     return first, last
 
 
-def _duration(_context: click.Context, _param: click.Parameter, value: str) -> int:
-    try:
-        found = seconds(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}; write one such as 30s or 24h") from None
-    if not 1 <= found <= _LONGEST:
-        raise click.BadParameter(f"{value} is out of range; write 1s to 240h")
-    return round(found)
-
-
 def devices(command: _Command) -> _Command:
     """--devices, as globs: () is none."""
     decorated: _Command = click.option(
@@ -58,7 +51,7 @@ def devices(command: _Command) -> _Command:
         metavar="auto|none|NAME[,GLOB]",
         callback=_globs,
         help="Devices on which NodePorts, externalIPs and load balancers' addresses are served to "
-        "others; 'auto': those with a default route, and those that lead to other nodes' pods.",
+        "others; 'auto': with a default route or this Node's address, or towards other nodes.",
     )(command)
     return decorated
 

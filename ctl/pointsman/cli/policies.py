@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pointsman.cli import choices
 from pointsman.context import Policy
 
 _PRIMARY = "primary"
@@ -127,6 +128,7 @@ OPTIONS = (
         show_default=True,
         help="Processes of the host may not bind to NodePorts and load balancers' ports.",
     ),
+    *choices.OPTIONS,
 )
 
 node_name = click.option(
@@ -148,4 +150,7 @@ def take(params: dict[str, Any]) -> Policy:
         external_ips=params.pop("external_ips"),
         refuse_unused_cluster_ips=params.pop("refuse_unused_cluster_ips"),
         bind_guard=params.pop("bind_guard"),
+        algorithm=params.pop("algorithm"),
+        outlier_ejection=params.pop("outlier_ejection"),
+        ejection=choices.take(params),
     )

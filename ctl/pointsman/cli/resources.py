@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pointsman import affinityrows, inspect
+from pointsman import affinityrows, endpointrows, inspect
 from pointsman.affinityrows import AffinityRow
 from pointsman.cli.show import duration_text
+from pointsman.endpointrows import EndpointRow
 from pointsman.flowrows import FlowRow
-from pointsman.inspect import EndpointRow, FrontendRow, Reader, ServiceRow
+from pointsman.inspect import FrontendRow, Reader, ServiceRow
 
 Row = Any  # one of the rows of pointsman.inspect, or a FlowRow
 Column = tuple[str, Callable[[Row], Any]]
@@ -66,6 +67,14 @@ def _left(row: AffinityRow) -> str:
     return "<expired>" if row.state == "expired" else "<endpoint left>"
 
 
+def connect_time(microseconds: int | None) -> str:
+    """0.25ms, 12ms, 1.5s."""
+    if microseconds is None:
+        return ""
+    milliseconds = microseconds / 1000
+    return f"{milliseconds:.3g}ms" if milliseconds < 999.5 else f"{milliseconds / 1000:.3g}s"
+
+
 def _halves(row: FlowRow) -> str:
     """A flow of which one half is missing is served in one direction only, if at all."""
     return row.state if row.halves == "both" else f"{row.state} ({row.halves} only)"
@@ -81,6 +90,20 @@ _PROTOCOL: Column = ("PROTOCOL", lambda row: row.protocol)
 _STATE: Column = ("STATE", _halves)
 _IDLE: Column = ("IDLE", lambda row: duration_text(row.idle_seconds))
 _EXPIRES: Column = ("EXPIRES", lambda row: duration_text(row.expires_seconds))
+
+OPEN: Column = ("OPEN", lambda row: row.open)
+#: Of an endpoint: how the kernel knows it, and what a choice looks at.
+IN_KERNEL: tuple[Column, ...] = (
+    ("ID", lambda row: row.id),
+    ("GENERATION", lambda row: row.generation),
+    ("CURRENT", lambda row: row.current),
+)
+CHOICE: tuple[Column, ...] = (
+    ("WEIGHT", lambda row: row.weight),
+    ("CONNECT", lambda row: connect_time(row.connect_microseconds)),
+    ("FAILED", lambda row: f"{row.failures}/{row.connects}"),
+    ("STATE", lambda row: endpointrows.state_text(row.state, row.ejection)),
+)
 
 RESOURCES = (
     Resource(
@@ -101,6 +124,8 @@ RESOURCES = (
         ),
         wide=(
             ("ALGORITHM", lambda row: row.algorithms),
+            ("CHOICE", lambda row: row.choice),
+            ("EJECTED", lambda row: row.ejected),
             ("AFFINITY", lambda row: f"{row.affinity_seconds}s" if row.affinity_seconds else ""),
             ("IDS", lambda row: row.ids),
         ),
@@ -109,20 +134,16 @@ RESOURCES = (
         name="endpoints",
         kind="EndpointList",
         aliases=("endpoint", "ep"),
-        rows=inspect.endpoints,
+        rows=lambda reader: endpointrows.endpoints(reader, time.monotonic_ns()),
         key=lambda row: (row.namespace, row.service, row.port, row.endpoint),
         columns=(
             _NAMESPACE,
             ("NAME", lambda row: row.service),
             ("PORT", lambda row: row.port or "<unset>"),
             ("ENDPOINT", lambda row: row.endpoint),
-            ("OPEN", lambda row: row.open),
+            OPEN,
         ),
-        wide=(
-            ("ID", lambda row: row.id),
-            ("GENERATION", lambda row: row.generation),
-            ("CURRENT", lambda row: row.current),
-        ),
+        wide=(*IN_KERNEL, *CHOICE),
     ),
     Resource(
         name="frontends",
@@ -142,6 +163,7 @@ RESOURCES = (
         ),
         wide=(
             ("ALGORITHM", lambda row: row.algorithm),
+            ("CHOICE", lambda row: row.choice),
             ("AFFINITY", lambda row: f"{row.affinity_seconds}s" if row.affinity_seconds else ""),
             ("ID", lambda row: row.id),
             ("OWNER", lambda row: row.owner),
@@ -222,14 +244,20 @@ class Change:
     row: Row
 
 
-def changes(resource: Resource, before: Iterable[Row], after: Iterable[Row]) -> list[Change]:
-    """What differs between two looks, in the order of the later one; what is gone comes last."""
+def changes(
+    resource: Resource,
+    before: Iterable[Row],
+    after: Iterable[Row],
+    seen: Callable[[Row], Any] = lambda row: row,
+) -> list[Change]:
+    """What differs between two looks, in the order of the later one; what is gone comes last.
+    `seen` is what of a row counts."""
     old = {resource.key(row): row for row in before}
     found = []
     for row in after:
         known = old.pop(resource.key(row), None)
         if known is None:
             found.append(Change("ADDED", row))
-        elif known != row:
+        elif seen(known) != seen(row):
             found.append(Change("MODIFIED", row))
     return found + [Change("DELETED", row) for row in old.values()]

@@ -14,7 +14,8 @@ API_VERSION = "pointsman.io/v1alpha1"
 
 
 class Key(NamedTuple):
-    """`option` is the name of click's parameter; `off`: unquoted, YAML reads that word as false."""
+    """`option` is the name of click's parameter; `off`: unquoted, YAML reads that word as false,
+    and "on" as true."""
 
     path: str
     option: str
@@ -37,6 +38,15 @@ KEYS = (
     Key("externalIPs", "external_ips", str),
     Key("refuseUnusedClusterIPs", "refuse_unused_cluster_ips", bool),
     Key("bindGuard", "bind_guard", bool),
+    Key("algorithm", "algorithm", str),
+    Key("outlierEjection.mode", "outlier_ejection", str, off=True),
+    Key("outlierEjection.consecutiveFailures", "ejection_consecutive_failures", int),
+    Key("outlierEjection.failurePercent", "ejection_failure_percent", int),
+    Key("outlierEjection.minimumConnects", "ejection_minimum_connects", int),
+    Key("outlierEjection.shortest", "ejection_shortest", str),
+    Key("outlierEjection.longest", "ejection_longest", str),
+    Key("outlierEjection.mostPercent", "ejection_most_percent", int),
+    Key("outlierEjection.trial", "ejection_trial", str),
     Key("devices", "devices", str),
     Key("podDevices", "pod_devices", str),
     Key("xdpMode", "xdp_mode", str),
@@ -67,12 +77,8 @@ _TYPE_META = {"kind": str, "apiVersion": str}
 def read(document: Mapping[str, object]) -> Configuration:
     """Raises BadConfiguration, which names every key that is unknown or of a wrong type."""
     keys = {key.path: key for key in KEYS}
-    spelled = {
-        name: _spelled(value, keys[name]) if name in keys else value
-        for name, value in document.items()
-    }
     types = _TYPE_META | {path: key.type for path, key in keys.items()}
-    found = flatten(spelled, types)
+    found = flatten(_spelled_out(document, keys), types)
     faults = found.faults + [
         Problem("this key is unknown", f"write {near}" if near else "delete it", field=path)
         for path, near in found.unknown
@@ -90,12 +96,27 @@ def read(document: Mapping[str, object]) -> Configuration:
     return Configuration(KIND, options, fields)
 
 
+def _spelled_out(
+    document: Mapping[str, object], keys: Mapping[str, Key], section: str = ""
+) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in document.items():
+        path = f"{section}{name}"
+        if path in keys:
+            found[name] = _spelled(value, keys[path])
+        elif isinstance(value, dict):
+            found[name] = _spelled_out(value, keys, f"{path}.")
+        else:
+            found[name] = value
+    return found
+
+
 def _spelled(value: object, key: Key) -> object:
     """`off` as text again where it is one of the values, and alone where a list is wanted."""
     if not key.off:
         return value
     if key.type is str:
-        return "off" if value is False else value
+        return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
     if value is False or value == "off":
         return ["off"]
     if isinstance(value, list):

@@ -22,7 +22,7 @@ KEYS = {
     "sizes": "maxServices, maxSlots, maxEndpoints, maxMaglevLines, maxFlows",
     "node_name": "nodeName",
     "policy": "serviceProxyName, nodePortAddresses, nodePortRange, localhostNodePorts, "
-    "externalIPs, refuseUnusedClusterIPs, bindGuard",
+    "externalIPs, refuseUnusedClusterIPs, bindGuard, algorithm, outlierEjection",
     "packets": "devices, podDevices, xdpMode, dispatch, snatPorts, conntrackTCPTimeoutEstablished, "
     "conntrackUDPTimeout, conntrackUDPTimeoutStream",
     "api": "kubernetes",

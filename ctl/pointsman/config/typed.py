@@ -105,6 +105,7 @@ def _nearest(path: str, types: Iterable[str], sections: Iterable[str]) -> str:
     elsewhere = [each for each in known if each.rpartition(".")[2].lower() == name.lower()]
     if elsewhere:
         return " or ".join(sorted(elsewhere))
-    beside = {each.lower(): each for each in known if each.rpartition(".")[0] == parent}
-    close = difflib.get_close_matches(path.lower()[:200], beside, 1)
+    parts = ((each.rpartition("."), each) for each in known)
+    beside = {last.lower(): each for (above, _, last), each in parts if above == parent}
+    close = difflib.get_close_matches(name.lower()[:200], beside, 1)
     return beside[close[0]] if close else ""

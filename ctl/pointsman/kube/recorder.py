@@ -127,10 +127,17 @@ class Recorder:
         """The node is served from now on: kube-proxy's Event, at the Node."""
         self.say(self._node, "Normal", "Starting", "")
 
+    def normal(self, ref: Ref, reason: str, note: str) -> None:
+        """One that all nodes say alike, and so is one for all of them; none of what is gone."""
+        if uid := self._uid_of(ref):
+            self._say(Said(ref, uid, "Normal", reason, reason, cut(note), "all"))
+
     def say(self, ref: Ref, type: str, reason: str, message: str) -> None:
         """An Event that is no Problem, such as ("Normal", "Starting") at the Node."""
         uid = self._uid_of(ref) or (ref.name if ref.kind == "Node" else "")
-        said = Said(ref, uid, type, reason, reason, cut(message), f"{self._clock():.6f}")
+        self._say(Said(ref, uid, type, reason, reason, cut(message), f"{self._clock():.6f}"))
+
+    def _say(self, said: Said) -> None:
         with self._changed:
             self._offer(said)
             self._changed.notify()

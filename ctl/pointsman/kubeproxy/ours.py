@@ -66,7 +66,8 @@ class Ours:
             found = explain.explain(self._reader, frontend, explain.HOST)
             affinity = found.affinity.seconds if found.affinity else 0
             endpoints = frozenset(each.endpoint for each in found.endpoints)
-            return Answer(_HERE[found.verdict], endpoints, affinity)
+            # That all of them are full or ejected is of the moment.
+            return Answer(ENDPOINTS if endpoints else _HERE[found.verdict], endpoints, affinity)
         if self._packets is None:
             return Answer(ALONE)
         packet = explain_packet(

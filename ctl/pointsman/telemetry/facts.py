@@ -16,6 +16,8 @@ class Facts:
     services: int = 0
     frontends: int = 0
     endpoints: int = 0
+    #: Endpoints that are ejected, or would be where a Service only asks to observe.
+    ejected: int = 0
     #: Elements in use and room for, by map.
     maps: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     #: What the programs count since the maps were made: enum counter of bpf/abi.h in lower case.
@@ -25,6 +27,8 @@ class Facts:
     no_local: Mapping[str, int] = field(default_factory=dict)
     #: LeftBehind.status(): "checks", "destroyed", "flowsDeleted".
     stale: Mapping[str, int] = field(default_factory=dict)
+    #: Draining.status(): "closed", "left".
+    drains: Mapping[str, int] = field(default_factory=dict)
     #: Problems that stand, by severity.
     problems: Mapping[str, int] = field(default_factory=dict)
     #: Queries that the DNS server answered, by rcode; and its other counters: "forwarded",

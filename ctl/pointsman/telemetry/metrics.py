@@ -177,6 +177,7 @@ def _state(numbers: Numbers) -> Iterator[Metric]:
         ("services", "Services that are balanced", facts.services),
         ("frontends", "Frontends that are wanted", facts.frontends),
         ("endpoints", "Endpoints in the maps", facts.endpoints),
+        ("endpoints_ejected", "Endpoints that failed and are ejected, or would be", facts.ejected),
     ):
         yield _gauge(f"pointsman_{name}", text, [], _one(value))
     for name, text, place in (("entries", "Elements in use", 0), ("capacity", "Room", 1)):
@@ -195,6 +196,18 @@ def _state(numbers: Numbers) -> Iterator[Metric]:
         yield _counter(
             f"pointsman_stale_sockets_{name}_total", text, [], _one(facts.stale.get(key, 0))
         )
+    yield _counter(
+        "pointsman_drained_connections_total",
+        "Connections ended so that endpoints that joined get their share",
+        [],
+        _one(facts.drains.get("closed", 0)),
+    )
+    yield _gauge(
+        "pointsman_drain_connections_left",
+        "Connections that are still to be ended for that",
+        [],
+        _one(facts.drains.get("left", 0)),
+    )
     for made in series(facts.packets):
         values = _by(made.values) if made.label else _one(made.values[""])
         labels = [made.label] if made.label else []

@@ -119,6 +119,7 @@ class Choice:
     empty: int = 0
     affinity: int = 0
     all: tuple[tuple[str, int], ...] | None = None  # for inside clients, if other ones
+    weights: tuple[int, ...] = ()  # of `members`, which are in order
 
 
 def entries(f: Family, name: str, port: int, choice: Choice, *addresses: str) -> list[Entry]:
@@ -141,6 +142,8 @@ def entries(f: Family, name: str, port: int, choice: Choice, *addresses: str) ->
                     Frontend(to_address(address), port, protocol),
                     owner,
                     inside,
+                    algorithm=_C["CHOICE_WEIGHTED"] if choice.weights else 0,
+                    weights=choice.weights,
                     affinity=choice.affinity,
                     flags=_NODE_PORT if address == f.any else 0,
                     places=places,
@@ -149,6 +152,7 @@ def entries(f: Family, name: str, port: int, choice: Choice, *addresses: str) ->
                         choice.empty,
                         choice.flags,
                         ((to_address(f.welcome[0]), bits),) if limited else (),
+                        choice.weights,
                     )
                     if choice.flags
                     else None,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -65,6 +68,44 @@ def test_the_table_says_which_endpoint(node: Node, f: Family) -> None:
 def test_all_endpoints_are_used(node: Node, f: Family) -> None:
     used = {chosen(node, f, MANY, 3000 + number) for number in range(100)}
     assert len(used) == 5
+
+
+@contextmanager
+def no_table(node: Node, address: str, port: int) -> Iterator[None]:
+    service = node.lab.maps.find(Frontend(to_address(address), port, TCP))
+    assert service is not None
+    services, key = node.lab.map("services"), struct.pack("=I", service)
+    saved = services.lookup(key)
+    assert saved is not None
+    at = abi.layouts()["service"].field("table").offset
+    services.update(key, saved[:at] + bytes(8) + saved[at + 8 :])
+    try:
+        yield
+    finally:
+        services.update(key, saved)
+
+
+def weighed(node: Node, f: Family, *weights: int) -> None:
+    some = tuple((f"{f.remote}{i}", ELSEWHERE) for i in range(len(weights)))
+    node.set(f"{f!r}-{MANY}".lower(), *node_port(f, MANY, Choice(some, weights=weights)))
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_flows_come_by_weight(node: Node, f: Family) -> None:
+    weighed(node, f, 100, 0, 300)
+    found = Counter(chosen(node, f, MANY, 3000 + number) for number in range(400))
+    assert found.keys() == {f"{f.remote}0", f"{f.remote}2"}
+    assert 60 <= found[f"{f.remote}0"] <= 140, found
+
+
+@pytest.mark.parametrize("f", FAMILIES, ids=repr)
+def test_flows_come_by_weight_also_without_a_table(node: Node, f: Family) -> None:
+    """As where the map of tables is full."""
+    weighed(node, f, 100, 0, 300)
+    with no_table(node, f.any, MANY):
+        found = Counter(chosen(node, f, MANY, 3000 + number) for number in range(400))
+    assert found.keys() == {f"{f.remote}0", f"{f.remote}2"}
+    assert 60 <= found[f"{f.remote}0"] <= 140, found
 
 
 @pytest.mark.parametrize("f", FAMILIES, ids=repr)

@@ -106,7 +106,7 @@ def test_auto_serves_senders_that_leave_checksums_to_hardware(
         assert _seen(topology, node.addresses[family], wanted=4) == {"a1", "b1", "b2", "c1"}
         found = {topology.datagram(node.addresses[family])[0] for _ in range(60)}
         assert found == {"a1", "b1", "b2", "c1"}
-        assert _download(topology, node.addresses[family], 1_000_000)
+        assert download(topology, node.addresses[family], 1_000_000)
     finally:
         topology.offload(False)
 
@@ -185,10 +185,10 @@ def test_traffic_policy_local(topology: Topology, family: int) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_download_is_whole(topology: Topology, family: int) -> None:
-    assert _download(topology, topology.nodes["c"].addresses[family], LONG)
+    assert download(topology, topology.nodes["c"].addresses[family], LONG)
 
 
-def _download(
+def download(
     built: Topology, address: str, length: int, midway: Callable[[], None] = lambda: None
 ) -> bool:
     """Whether what came is what was sent; `midway` is called when a part has come."""
@@ -279,7 +279,7 @@ def test_connections_outlive_the_agent(topology: Topology, family: int) -> None:
         assert topology.ask(node.addresses[family])
 
     try:
-        assert _download(topology, node.addresses[family], LONG, midway)
+        assert download(topology, node.addresses[family], LONG, midway)
     finally:
         node.agent.start()
 
@@ -294,9 +294,9 @@ def test_an_upgrade_during_downloads(topology: Topology, tmp_path: Path) -> None
     whole = []
 
     def another() -> None:
-        whole.append(_download(topology, node.addresses.v6, LONG, partial(_upgrade, node, source)))
+        whole.append(download(topology, node.addresses.v6, LONG, partial(_upgrade, node, source)))
 
-    whole.append(_download(topology, node.addresses.v4, LONG, another))
+    whole.append(download(topology, node.addresses.v4, LONG, another))
     assert whole == [True, True]
 
 
