@@ -44,31 +44,44 @@ static __always_inline struct slot *known_endpoint(struct affinity_key *key,
 	return slot;
 }
 
+static __always_inline struct affinity_key client_of(void *ctx, const struct destination *to,
+						     const __be32 *vip)
+{
+	struct affinity_key key = {};
+
+	key.netns = bpf_get_netns_cookie(ctx);
+	key.owner = to->service->owner;
+	key.family = is_v4(vip) ? 4 : 6;
+	return key;
+}
+
 /*
  * Keeps what was chosen for a client. Two CPUs that ask for one client at once agree: of two new entries the
- * first stays, and a replacement follows from the entry it replaces (`stale`). By chance, that is, or by a
- * table: by turns or by load both may choose, and the later one counts from then on.
+ * first stays, and a replacement follows from the entry it replaces. By chance, that is, or by a table: by
+ * turns or by load both may choose, and the later one counts from then on. Key and time are made anew: kept
+ * through a choice, they would have the verifier go through it four times.
  */
-static __always_inline struct slot *keep_endpoint(struct affinity_key *key, const struct destination *to,
-						  struct slot *slot, __u64 now, __u64 stale)
+static __always_inline struct slot *keep_endpoint(void *ctx, const struct destination *to,
+						  const __be32 *vip, struct slot *slot)
 {
+	struct affinity_key key = client_of(ctx, to, vip);
 	struct affinity value = {};
 	struct slot *other;
+	__u64 stale;
 
-	value.seen = now;
+	value.seen = bpf_ktime_get_ns();
 	copy_address(value.addr, slot->addr);
 	value.port = slot->port;
-	value.check = check_of(key, value.addr, value.port);
-	if (stale) {
-		affinity.update(key, &value);
+	value.check = check_of(&key, value.addr, value.port);
+	if (!affinity.insert(&key, &value))
 		return slot;
-	}
-	if (!affinity.insert(key, &value))
-		return slot;
-	other = known_endpoint(key, to, now, &stale);
+	other = known_endpoint(&key, to, value.seen, &stale);
 	if (other)
 		return other;
-	count(COUNTER_AFFINITY_FULL);
+	if (stale)
+		affinity.update(&key, &value);
+	else
+		count(COUNTER_AFFINITY_FULL);
 	return slot;
 }
 
@@ -76,32 +89,29 @@ static __always_inline struct slot *keep_endpoint(struct affinity_key *key, cons
 static __always_inline struct slot *choose(void *ctx, const struct destination *to,
 					   const __be32 *vip, __u64 random)
 {
-	struct affinity_key key = {};
-	__u64 now = 0, stale = 0;
+	struct affinity_key key;
+	__u64 stale, client = 0;
 	struct slot *slot;
 
-	if (!to->service->affinity) {
+	if (to->service->affinity) {
+		key = client_of(ctx, to, vip);
+		slot = known_endpoint(&key, to, bpf_ktime_get_ns(), &stale);
+		if (slot)
+			return slot;
+		if (stale)
+			random = mix(stale ^ key.netns);
+	} else {
 		slot = choose_at_once(to, random);
 		if (slot)
 			return slot;
 		random = mix(random); /* two others */
 	}
 	/* Of others nobody asks who they are. */
-	if (to->service->affinity || (to->service->algorithm & ALGORITHM_MASK) == ALGORITHM_MAGLEV)
-		key.netns = bpf_get_netns_cookie(ctx);
-	if (to->service->affinity) {
-		key.owner = to->service->owner;
-		key.family = is_v4(vip) ? 4 : 6;
-		now = bpf_ktime_get_ns();
-		slot = known_endpoint(&key, to, now, &stale);
-		if (slot)
-			return slot;
-		if (stale)
-			random = mix(stale ^ key.netns);
-	}
-	slot = choose_slot(to, random, key.netns);
+	if ((to->service->algorithm & ALGORITHM_MASK) == ALGORITHM_MAGLEV)
+		client = bpf_get_netns_cookie(ctx);
+	slot = choose_slot(to, random, client);
 	if (slot && to->service->affinity)
-		return keep_endpoint(&key, to, slot, now, stale);
+		return keep_endpoint(ctx, to, vip, slot);
 	return slot;
 }
 
