@@ -25,8 +25,8 @@ log = logging.getLogger("pointsman.agent")
 #: Another number wherever `Compiled` or what makes it changes.
 _FORMAT = 1
 _SUFFIX = ".programs"
-#: A kernel that lacks features is tried with four sets of them; an upgrade has two sources.
-_ENTRIES = 16
+#: Bytes of all files; a version takes 1 MiB at most.
+_ROOM = 32 << 20
 _WRITABLE_BY_OTHERS = 0o022
 
 
@@ -120,9 +120,13 @@ def write(key: str, value: compiled.Compiled) -> None:
 
 def _sweep(place: Path) -> None:
     """Leaves the files that were used last."""
-    ages = []
+    found = []
     for path in place.glob(f"*{_SUFFIX}*"):
         with contextlib.suppress(FileNotFoundError):
-            ages.append((path.lstat().st_mtime_ns, path))
-    for _, path in sorted(ages)[:-_ENTRIES]:
-        path.unlink(missing_ok=True)
+            status = path.lstat()
+            found.append((status.st_mtime_ns, path, status.st_size))
+    taken = 0
+    for _, path, size in sorted(found, reverse=True):
+        taken += size
+        if taken > _ROOM:
+            path.unlink(missing_ok=True)

@@ -265,9 +265,9 @@ def test_two_cpus_agree_on_a_new_client(
 ) -> None:
     """Both find no entry, both choose: they must come to the same endpoint."""
     needs_cpus()
-    fill = "\tif (!affinity.insert(key, &value))\n\t\treturn slot;"
+    fill = "\tif (!affinity.insert(&key, &value))\n\t\treturn slot;"
     hold = "\tfor (int i_ = 0; i_ < 3000; i_++) { __u64 d_ = 1; overflow_netns.lookup(&d_); }\n"
-    put = fill if rule else "\taffinity.update(key, &value);\n\treturn slot;"
+    put = fill if rule else "\taffinity.update(&key, &value);\n\treturn slot;"
     lab = fresh_lab(source=changed_source(("affinity.h", fill, hold + put)))
     lab.set("web", sticky())
     affinity = lab.maps.map("affinity")

@@ -99,9 +99,13 @@ def test_nothing_is_written_where_others_may_write(place: Path) -> None:
     assert not list(place.iterdir())
 
 
-def test_those_used_last_stay_and_nothing_of_others_goes(place: Path) -> None:
+def test_those_used_last_stay_and_nothing_of_others_goes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [f"{number:04}" for number in range(20)]
     compilecache.write("first", VALUE)
+    size = (place / "first.programs").stat().st_size
+    monkeypatch.setattr(compilecache, "_ROOM", 16 * size + 1)
     (place / "foreign").touch()
     for age, name in enumerate(names):
         compilecache.write(name, VALUE)
