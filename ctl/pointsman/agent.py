@@ -438,6 +438,7 @@ class Agent:
                 listener.attached()
             self.ready.set()
             self._unit.ready()
+            host.give_back_memory()  # a first sync reads and makes much that nobody needs again
 
     def _take_reach(self, reach: Reach) -> None:
         before = self._reach

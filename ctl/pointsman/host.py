@@ -109,6 +109,14 @@ def has(capability: str) -> bool:
     return True
 
 
+def give_back_memory() -> None:
+    """To the kernel, what this process freed. glibc keeps it otherwise (malloc_trim(3)); other C
+    libraries need not be asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(ctypes.c_size_t(0))
+
+
 def reserve_ports(first: int, last: int, setting: Path = _RESERVED) -> Ranges:
     """Keeps the kernel from giving these ports to sockets that ask for any port. Returns what was
     not reserved before: keep it, `release_ports` takes back no more than that.
