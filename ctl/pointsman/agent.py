@@ -197,6 +197,7 @@ class Agent:
             self._rebalancer = Rebalancer(self._sync.loaded.generation.maps, self._queue.put)
             self._prepare_host()
             netlink.load()
+            self._probes.show(self._sync.maps)
             self._probes.start()
             for name, target in self._bodies():
                 thread = threading.Thread(target=self._guard(name, target), name=name, daemon=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from pointsman import weigh
 from pointsman.inspect import Reader, held
@@ -18,11 +19,13 @@ _SECOND = 1_000_000_000
 @dataclass(frozen=True, slots=True)
 class Ejection:
     """`observed`: the Service only asks to see what would be ejected. `left_seconds` are left of
-    it, or for the connection that tries the endpoint; `times` counts ejections of late."""
+    it, or for the connection that tries the endpoint; `times` counts ejections of late. `why` is
+    for people, `reason` a word of weigh.reason_of()."""
 
     observed: bool
     left_seconds: int
     times: int
+    reason: str
     why: str
 
 
@@ -54,31 +57,70 @@ class EndpointRow:
     ejection: Ejection | None
 
 
+class Known(Protocol):
+    """What the maps know of endpoints by id: of inspect.Reader."""
+
+    def load(self, endpoint: int) -> tuple[int, int]: ...
+    def outcomes(self, endpoint: int) -> Outcomes: ...
+
+
+class Place(NamedTuple):
+    """One endpoint of one Service port. `element` is the service in whose set it is; None if only
+    packets find it, by tables, whatever else sockets look at."""
+
+    name: PortName
+    slot: Slot
+    element: Element | None
+
+    @property
+    def key(self) -> tuple[PortName, int]:
+        return self.name, self.slot.endpoint
+
+    @property
+    def algorithm(self) -> int:
+        return self.element.algorithm if self.element else 0
+
+
+class Places:
+    """Each endpoint once, however many VIPs of its Service port lead to it."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[PortName, int], Place] = {}
+
+    def add(self, place: Place) -> None:
+        """Of those of the same key the first in a set counts, else the first one."""
+        if place.element:
+            if (known := self._found.get(place.key)) is None or known.element is None:
+                self._found[place.key] = place
+        else:
+            self._found.setdefault(place.key, place)
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self._found.values())
+
+
 def endpoints(reader: Reader, now: int) -> list[EndpointRow]:
-    """Each endpoint once, however many VIPs of its Service port lead to it. `now` is
-    CLOCK_MONOTONIC in ns."""
-    rows: dict[tuple[PortName, int], EndpointRow] = {}
-    inside: set[tuple[PortName, int]] = set()
-    policies = reader.policies()
+    """Of all Services. `now` is CLOCK_MONOTONIC in ns."""
+    places, policies = Places(), reader.policies()
     for each in held(reader):
-        element = each.element
-        policy = policy_of(element, policies)
         for slot in each.slots:
-            if (key := (each.name, slot.endpoint)) not in inside:
-                inside.add(key)
-                rows[key] = _row(reader, each.name, slot, element.algorithm, policy, now)
+            places.add(Place(each.name, slot, each.element))
         for slot in each.outside:
-            # Packets find them by tables, whatever else sockets look at.
-            if (key := (each.name, slot.endpoint)) not in rows:
-                rows[key] = _row(reader, each.name, slot, 0, None, now)
-    return list(rows.values())
+            places.add(Place(each.name, slot, None))
+    return [row_of(reader, each, member_of(reader, each.slot), policies, now) for each in places]
 
 
-def _row(
-    reader: Reader, name: PortName, slot: Slot, algorithm: int, policy: Policy | None, now: int
+def row_of(
+    reader: Known,
+    place: Place,
+    member: weigh.Member,
+    policies: Mapping[int, PolicyElement],
+    now: int,
 ) -> EndpointRow:
-    member = member_of(reader, slot)
-    known = member.outcomes
+    """`member`: what member_of() says of its slot."""
+    name, slot, element = place
+    algorithm, known = place.algorithm, member.outcomes
+    policy = policy_of(element, policies) if element else None
     return EndpointRow(
         namespace=name.namespace,
         service=name.service,
@@ -98,7 +140,7 @@ def _row(
     )
 
 
-def member_of(reader: Reader, slot: Slot) -> weigh.Member:
+def member_of(reader: Known, slot: Slot) -> weigh.Member:
     """What the maps know of an endpoint; nothing if they know it of another generation."""
     generation, opened = reader.load(slot.endpoint)
     if generation != slot.generation:
@@ -121,6 +163,7 @@ def ejection(known: Outcomes, algorithm: int, policy: Policy | None, now: int) -
         observed=not algorithm & weigh.CHOICE_AVOID,
         left_seconds=max(-(-(known.until - now) // _SECOND), 0),
         times=known.ejections,
+        reason=weigh.reason_of(known, policy),
         why=weigh.why_ejected(known, policy),
     )
 

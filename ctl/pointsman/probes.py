@@ -9,6 +9,7 @@ from typing import Any
 
 from pointsman.context import Context
 from pointsman.dns import DnsServer
+from pointsman.endpointpage import Source
 from pointsman.events import Problem
 from pointsman.objects import Ref
 from pointsman.settings import Settings
@@ -41,7 +42,15 @@ class Probes:
         self._node_health = NodeHealth(
             self._loop, telemetry.proxy_healthy, node_name=settings.node_name
         )
-        self.start, self.stop = self._loop.start, self._loop.stop
+        self.start = self._loop.start
+
+    def stop(self) -> None:
+        self._servers.stop()
+        self._loop.stop()
+
+    def show(self, maps: Source) -> None:
+        """Whose endpoints may be asked for from now on; they are read on another thread."""
+        self._servers.source = maps
 
     @property
     def failed(self) -> str:

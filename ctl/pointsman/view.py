@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pointsman.errors import LayoutMismatch, NotLoaded
 from pointsman.marks import bit_of
 from pointsman.outcomes import Outcomes, outcomes_of
 from pointsman.plan import Element, Limits, Run, Slot, Snapshot, pack_frontend
-from pointsman.policies import POLICY_BYTES, PolicyElement, ejected_in, ejected_of
+from pointsman.policies import NO_POLICY, POLICY_BYTES, PolicyElement, ejected_in, ejected_of
 from pointsman.ranges import Source, unpack
 from pointsman.shares import USUAL, normal
 from pointsman.values import Address, Backend, Frontend, PortName
@@ -37,6 +37,8 @@ read_settings = _layouts["settings"].reader(*SETTINGS)
 _VALUES = {"services": "service", "slots": "slot", "load": "load"}
 _COLUMNS = {"services": "owner", "slots": "owner", "load": "generation"}
 _read_share = _layouts["share"].reader("weight")
+_NAME = _layouts["name"].field("namespace").size
+_CHUNK = 2048  # elements of an array that are decoded at once: a fraction of a millisecond
 _u32 = struct.Struct("=I")
 _line = struct.Struct(f"={maglev.PER_LINE}H")
 _u64 = struct.Struct("=Q")
@@ -66,6 +68,11 @@ def port_name_of(value: bytes) -> PortName:
     return PortName(*(part.rstrip(b"\0").decode() for part in _read_name(value)))
 
 
+def _padded(part: str) -> bytes:
+    """As it stands in struct name."""
+    return part.encode().ljust(_NAME, b"\0")
+
+
 class View:
     """The maps of one generation, opened read-only: all that the reading commands need."""
 
@@ -79,6 +86,7 @@ class View:
         """`packets`: where maps are that are not in `directory`."""
         self.directory, self.packets = directory, packets or directory
         self._maps: dict[str, bpf.Map] = {}
+        self._moved: dict[str, abi.Layout] = {}
         try:
             self._open()
             self._owner_at, self._read_service = self._reader("services", *_SERVICE_FIELDS)
@@ -111,17 +119,24 @@ class View:
     def _reader(self, name: str, *fields: str) -> tuple[int, Callable[..., tuple[Any, ...]]]:
         """A decoder of these fields as this very map has them (an older version may have pinned
         it), and the offset of the field in _COLUMNS."""
-        info = self.map(name).info
-        layout = _layouts[_VALUES[name]]
-        if info.btf_value_type_id:
-            members = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id)
-            layout = layout.moved(dict(members), info.value_size)
+        layout = self._layout(name)
         try:
             return layout.field(_COLUMNS[name]).offset, layout.reader(*fields)
         except KeyError as error:
             raise LayoutMismatch(
                 f"{self._path(name)}: the pinned map has no field {error}; run 'pointsman unload'"
             ) from None
+
+    def _layout(self, name: str) -> abi.Layout:
+        """Of an array's elements, as this very map has them."""
+        if name not in self._moved:
+            info = self.map(name).info
+            layout = _layouts[_VALUES[name]]
+            if info.btf_value_type_id:
+                members = btf.members(bpf.btf(info.btf_id), info.btf_value_type_id)
+                layout = layout.moved(dict(members), info.value_size)
+            self._moved[name] = layout
+        return self._moved[name]
 
     def _later_reader(self, name: str, fields: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
         """For fields that the maps of an older version lack: zeros then."""
@@ -214,6 +229,39 @@ class View:
             Run.of(inside),
         )
 
+    def columns(self, name: str, *fields: str) -> Iterator[tuple[int, tuple[list[int], ...]]]:
+        """Numbers of every element of services or load: the index of the first one, and a list
+        for each field, of some thousand elements at a time. What is all zero is left out."""
+        array = {"services": self._services, "load": self._load}[name]
+        layout, stride = self._layout(name), array.stride
+        cut = [(f.offset // f.size, f.size) for f in map(layout.field, fields)]
+        nothing = bytes(_CHUNK * stride)
+        for first in range(0, array.entries, _CHUNK):
+            data = array.memory[first * stride : min(first + _CHUNK, array.entries) * stride]
+            if data != nothing[: len(data)]:
+                words = {size: memoryview(data).cast("Q" if size == 8 else "I") for _, size in cut}
+                yield first, tuple(words[size][at :: stride // size].tolist() for at, size in cut)
+
+    def ports_of(
+        self, services: Collection[tuple[str, str]], namespaces: Collection[str]
+    ) -> Iterator[dict[int, PortName]]:
+        """Service ports of these (namespace, name), and all of these namespaces, by owner id: of
+        some thousand ports at a time."""
+        wanted = {_padded(namespace) + _padded(name) for namespace, name in services}
+        whole = {_padded(namespace) for namespace in namespaces}
+        size = self.map("names").info.value_size
+        for count, keys, values in self.map("names").scan(_CHUNK):
+            raw = bytes(values)
+            yield {
+                _u32.unpack_from(keys, i * _u32.size)[0]: port_name_of(raw[at : at + size])
+                for i, at in enumerate(range(0, count * size, size))
+                if raw[at : at + 2 * _NAME] in wanted or raw[at : at + _NAME] in whole
+            }
+
+    def port_name(self, owner: int) -> PortName | None:
+        value = self.map("names").lookup(_u32.pack(owner))
+        return None if value is None else port_name_of(value)
+
     def slots(self, first: int, count: int) -> tuple[Slot, ...]:
         """The slots of a set; those outside of the map are left out."""
         memory, stride = self._slots.memory, self._slots.stride
@@ -248,6 +296,12 @@ class View:
             return Outcomes()
         found = self._read_outcomes(self._load.memory, endpoint * self._load.stride)
         return outcomes_of(*found)
+
+    def policy_of(self, owner: int) -> PolicyElement:
+        if self._policies is None or not 0 <= owner < self._policies.entries:
+            return NO_POLICY
+        at = owner * self._policies.stride
+        return PolicyElement.of(self._policies.memory[at : at + self._policies.stride])
 
     def policies(self) -> dict[int, PolicyElement]:
         """What is not zero, by owner id."""

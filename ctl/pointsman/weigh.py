@@ -29,6 +29,9 @@ NEVER, AT_ONCE = inf, 0
 READY, FULL, EJECTED, TRIAL, TRIAL_DUE = "ready", "full", "ejected", "trial", "trial-due"
 NO_WEIGHT, OTHER_ZONE = "no-weight", "other-zone"
 TAKEN = (READY, TRIAL_DUE)
+#: Why an endpoint is ejected.
+CONSECUTIVE_FAILURES, FAILED_CONNECTS = "consecutive-failures", "failed-connects"
+BEFORE_TRIAL = "before-trial"
 
 
 class Member(NamedTuple):
@@ -94,10 +97,18 @@ def spills_over(opened: int, policy: Policy | None) -> float:
     return 1 - policy.room / opened if policy and opened > policy.room else 0.0
 
 
-def why_ejected(known: Outcomes, policy: Policy) -> str:
-    """What speaks against the endpoint now, which is as a rule what ejected it."""
+def reason_of(known: Outcomes, policy: Policy) -> str:
+    """What speaks against the endpoint now, which is as a rule what ejected it: in a word."""
     if policy.streak and known.streak >= policy.streak:
+        return CONSECUTIVE_FAILURES
+    return FAILED_CONNECTS if known.failures else BEFORE_TRIAL
+
+
+def why_ejected(known: Outcomes, policy: Policy) -> str:
+    """The same, for people."""
+    reason = reason_of(known, policy)
+    if reason == CONSECUTIVE_FAILURES:
         return f"{known.streak} failures in a row"
-    if known.failures:
+    if reason == FAILED_CONNECTS:
         return f"{known.failures} of {known.connects} connects failed"
     return "failures before its last trial"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from pointsman import abi
 from pointsman.marks import fold
 from pointsman.outcomes import Outcomes
 from pointsman.plan import Element, Run, Slot
-from pointsman.policies import PolicyElement
+from pointsman.policies import NO_POLICY, PolicyElement
 from pointsman.ranges import Source
 from pointsman.values import TCP, UDP, Address, Backend, Entry, Frontend, PortName, to_address
 
@@ -80,6 +80,39 @@ class FakeView:
 
     def policies(self) -> Mapping[int, PolicyElement]:
         return self.policy
+
+    def policy_of(self, owner: int) -> PolicyElement:
+        return self.policy.get(owner, NO_POLICY)
+
+    def port_name(self, owner: int) -> PortName | None:
+        return self.owners.get(owner)
+
+    def ports_of(
+        self, services: Collection[tuple[str, str]], namespaces: Collection[str]
+    ) -> Iterator[Mapping[int, PortName]]:
+        for owner, name in self.owners.items():
+            if name[:2] in services or name.namespace in namespaces:
+                yield {owner: name}
+
+    def columns(self, name: str, *fields: str) -> Iterator[tuple[int, tuple[list[int], ...]]]:
+        """Two elements at a time."""
+        if name == "services":
+            found = {i: {"owner": element.owner} for i, element in self.elements.items()}
+        else:
+            found = {i: self._load_of(i) for i in self.loads}
+        empty = dict.fromkeys(fields, 0)
+        for first in range(0, max(found, default=0) + 1, 2):
+            some = [found.get(i, empty) for i in (first, first + 1)]
+            yield first, tuple([each[field] for each in some] for field in fields)
+
+    def _load_of(self, ident: int) -> dict[str, int]:
+        (generation, opened), known = self.loads[ident], self.outcomes(ident)
+        owner = next((s.owner for s in self.slot.values() if s.endpoint == ident), 0)
+        until = known.until | (FLAGS["UNTIL_TRIAL"] if known.trial else 0)
+        return {
+            "generation": generation, "open": opened, "owner": owner, "until": until,
+            "streak": known.streak, "measured": known.measured,
+        }  # fmt: skip
 
     def ejected(self, owner: int) -> int:
         return sum(1 for each in self.seen.values() if each.owner == owner and each.until)

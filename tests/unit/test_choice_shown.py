@@ -140,6 +140,7 @@ def test_rows_for_scripts_say_until_when_and_why() -> None:
         "observed": False,
         "leftSeconds": 8,
         "times": 1,
+        "reason": "consecutive-failures",
         "why": "5 failures in a row",
     }
     assert (row["state"], row["failuresInARow"], row["connects"]) == ("ejected", 5, 9)

@@ -6,8 +6,10 @@ import contextlib
 import gzip
 import http.client
 import json
+import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from pointsman.telemetry import Telemetry
+from pointsman.telemetry.connection import Later
 from pointsman.telemetry.http import HttpLoop
 from pointsman.telemetry.httpwire import Address, Request, Response, text
 from pointsman.telemetry.servers import HttpServers
@@ -102,7 +105,7 @@ def port(loop: Loop) -> int:
 
 def test_a_get_is_answered_and_the_connection_closed(port: int) -> None:
     answer, body = ask(port, "/where?verbose&a=b")
-    assert (answer.status, body) == (200, b"/where {'verbose': '', 'a': 'b'} 127.0.0.1")
+    assert (answer.status, body) == (200, b"/where {'verbose': ('',), 'a': ('b',)} 127.0.0.1")
     assert answer.headers["Connection"] == "close"
     assert answer.headers["Date"].endswith("GMT")
 
@@ -191,6 +194,55 @@ def test_an_answer_that_fails_is_a_500_and_no_more(
     assert ask(loop.port("broken"), "/")[0].status == 500
     assert "the answer failed" in caplog.text
     assert ask(port, "/")[0].status == 200
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_answer_may_be_made_by_another_thread(loop: Loop, port: int, at_once: bool) -> None:
+    asked: queue.SimpleQueue[Later] = queue.SimpleQueue()
+
+    def handler(request: Request, at: Address) -> Later:
+        later = Later()
+        if at_once:
+            later.give(text(200, "made"))
+        asked.put(later)
+        return later
+
+    loop.want("later", [Address(V4, 0)], handler)
+    with socket.create_connection((V4, loop.port("later")), timeout=WAIT) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n and more that nobody looks at")
+        later = asked.get(timeout=WAIT)
+        assert ask(port, "/")[0].status == 200  # nobody waits for it
+        if not at_once:
+            later.give(text(200, "made"))
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 200 ") and received.endswith(b"\r\n\r\nmade")
+    assert not later.dropped
+
+
+@pytest.mark.parametrize("client_ends", [True, False])
+def test_an_answer_that_nobody_waits_for_is_said_to_be_dropped(client_ends: bool) -> None:
+    asked: queue.SimpleQueue[Later] = queue.SimpleQueue()
+
+    def handler(request: Request, at: Address) -> Later:
+        asked.put(later := Later())
+        return later
+
+    with running(patience=WAIT if client_ends else 0.05) as loop:
+        loop.want("later", [Address(V4, 0)], handler)
+        client = socket.create_connection((V4, loop.port("later")), timeout=WAIT)
+        with client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            later = asked.get(timeout=WAIT)
+            if not client_ends:
+                assert client.recv(1) == b""
+        for _ in range(WAIT * 100):
+            if later.dropped:
+                break
+            time.sleep(0.01)
+        assert later.dropped
+        later.give(text(200, "too late"))
+        loop.want("echo", [Address(V4, 0)], echo)
+        assert ask(loop.port("echo"), "/")[0].status == 200
 
 
 def test_a_taken_port_is_a_fault_and_taken_over_when_it_is_free(loop: Loop) -> None:

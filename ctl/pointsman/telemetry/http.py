@@ -1,7 +1,8 @@
 """A small HTTP server: any number of ports on one thread.
 
-It answers probes and scrapes, each from what is in memory. No socket ever blocks: who sends or
-reads slowly waits alone, and when there are too many the oldest is let go.
+It answers probes and scrapes, each from what is in memory; what takes longer another thread makes
+(`Later`). No socket ever blocks: who sends or reads slowly waits alone, and when there are too many
+the oldest is let go.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ class HttpLoop:
         try:
             while not self._stopping:
                 self._follow()
+                self._finish()
                 for key, _ in self._selector.select(self._pause()):
                     if isinstance(key.data, Connection):
                         self._step(key.data)
@@ -198,7 +200,18 @@ class HttpLoop:
     def _step(self, connection: Connection) -> None:
         if connection not in self._connections:
             return  # dropped by what came before it in the same round
-        if event := connection.step():
+        self._go_on(connection, connection.step())
+        if connection.later:
+            connection.later.then(self._wake)
+
+    def _finish(self) -> None:
+        """Sends what other threads have made."""
+        for connection in [each for each in self._connections if each.later]:
+            if connection.later and (response := connection.later.response):
+                self._go_on(connection, connection.finish(response))
+
+    def _go_on(self, connection: Connection, event: int) -> None:
+        if event:
             self._selector.modify(connection.socket, event, connection)
         else:
             self._drop(connection)
@@ -218,6 +231,8 @@ class HttpLoop:
 
     def _drop(self, connection: Connection) -> None:
         del self._connections[connection]
+        if connection.later:
+            connection.later.dropped = True
         self._close_socket(connection.socket)
 
     def _close(self, owner: Hashable) -> None:

@@ -24,11 +24,11 @@ class Address(NamedTuple):
 
 
 class Request(NamedTuple):
-    """`headers` by name in lower case; `query` by name, "" where it has no value."""
+    """`headers` by name in lower case; `query` has all values of a name, "" where it has none."""
 
     method: str
     path: str
-    query: Mapping[str, str]
+    query: Mapping[str, tuple[str, ...]]
     headers: Mapping[str, str]
 
 
@@ -70,7 +70,9 @@ def read(octets: bytes) -> Request | None:
     try:
         method, target, version = first.split(" ")
         url = urlsplit(target)
-        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        query: dict[str, tuple[str, ...]] = {}
+        for name, value in parse_qsl(url.query, keep_blank_values=True):
+            query[name] = (*query.get(name, ()), value)
     except ValueError:
         raise BadRequest(400) from None
     if not version.startswith("HTTP/1."):

@@ -276,9 +276,14 @@ class Exposition:
 
     def render(self, accept: str, accept_encoding: str) -> tuple[bytes, dict[str, str]]:
         """Body and headers: OpenMetrics for who asks for it, the text format otherwise."""
-        encode, kind = choose_encoder(accept)
-        body, headers = encode(self.registry), {"Content-Type": kind, "Vary": "Accept-Encoding"}
-        if len(body) > _PACKED and gzip_accepted(accept_encoding):
-            body = gzip.compress(body, compresslevel=1)
-            headers["Content-Encoding"] = "gzip"
-        return body, headers
+        return rendered(self.registry, accept, accept_encoding)
+
+
+def rendered(source: Collector, accept: str, accept_encoding: str) -> tuple[bytes, dict[str, str]]:
+    """What a collector says, as `accept` and `accept_encoding` want it."""
+    encode, kind = choose_encoder(accept)
+    body, headers = encode(source), {"Content-Type": kind, "Vary": "Accept-Encoding"}
+    if len(body) > _PACKED and gzip_accepted(accept_encoding):
+        body = gzip.compress(body, compresslevel=1)
+        headers["Content-Encoding"] = "gzip"
+    return body, headers

@@ -1,19 +1,23 @@
 """The servers of kube-proxy's two ports: who probes this proxy, and who looks into it.
 
-healthz (kube-proxy: 10256): /healthz, /livez, /readyz. metrics (10249): /metrics, /proxyMode,
-/configz, and a /healthz that only says that the process answers.
+healthz (kube-proxy: 10256): /healthz, /livez, /readyz. metrics (10249): /metrics,
+/metrics/endpoints, /proxyMode, /configz, and a /healthz that only says that the process answers.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pointsman.endpointpage import BadParameter, Source, asked, page
 from pointsman.events import Problem
+from pointsman.telemetry.connection import Handler, Later
 from pointsman.telemetry.http import HttpLoop, wildcard
 from pointsman.telemetry.httpwire import Address, Request, Response, text
 from pointsman.telemetry.httpwire import json as json_response
+from pointsman.telemetry.scrapes import Scrapes
 from pointsman.telemetry.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ PROXY_MODE = "pointsman"
 _HEALTHZ, _METRICS = "healthz server", "metrics server"
 #: kube-proxy's reasons, for bindAddressHardFail.
 _REASONS = {_HEALTHZ: "FailedToStartProxierHealthcheck", _METRICS: "FailedToStartMetricServer"}
-_Answers = Mapping[str, Callable[[Request], Response]]
+_Answers = Mapping[str, Callable[[Request], Response | Later]]
 
 
 class HttpServers:
@@ -45,6 +49,9 @@ class HttpServers:
         self._loop = loop
         self._telemetry = telemetry
         self._config = config
+        self._scrapes = Scrapes()
+        #: Whose endpoints /metrics/endpoints shows; None as long as there are no maps.
+        self.source: Source | None = None
         self._exposition: Exposition | None = None
         self.listen(healthz=healthz, metrics=metrics)
 
@@ -65,6 +72,7 @@ class HttpServers:
                 _METRICS,
                 {
                     "/metrics": self._metrics,
+                    "/metrics/endpoints": self._endpoints,
                     "/proxyMode": lambda _: text(200, PROXY_MODE),
                     "/healthz": lambda _: text(200, "ok"),
                     "/configz": lambda _: _json(200, self._config()),
@@ -91,6 +99,10 @@ class HttpServers:
         """Where the servers listen now, by "healthz" and "metrics"."""
         return {name.split()[0]: self._loop.bound(name) for name in _REASONS}
 
+    def stop(self) -> None:
+        """No answer is made any more that takes time. Before the loop is stopped."""
+        self._scrapes.stop()
+
     def _healthz(self, _: Request) -> Response:
         return _json(*self._telemetry.healthz())
 
@@ -112,9 +124,30 @@ class HttpServers:
         )
         return Response(200, body, headers)
 
+    def _endpoints(self, request: Request) -> Response | Later:
+        if (source := self.source) is None:
+            return text(503, "there are no maps yet; ask again in a few seconds\n")
+        try:
+            what = asked(request.query)
+        except BadParameter as error:
+            return text(400, f"{error}\n")
+        headers = request.headers
 
-def _router(answers: _Answers) -> Callable[[Request, Address], Response]:
-    def answer(request: Request, _: Address) -> Response:
+        def work(rest: Callable[[], None]) -> Response:
+            # Only now: it brings prometheus_client.
+            from pointsman.telemetry.endpointmetrics import render
+
+            now = time.monotonic_ns()
+            zero = time.time() - now / 1e9
+            found = page(source, what, now, rest)
+            accepted = headers.get("accept", ""), headers.get("accept-encoding", "")
+            return Response(200, *render(found, zero, rest, *accepted))
+
+        return self._scrapes.ask(work)
+
+
+def _router(answers: _Answers) -> Handler:
+    def answer(request: Request, _: Address) -> Response | Later:
         found = answers.get(request.path)
         return found(request) if found else text(404, "404 page not found\n")
 
