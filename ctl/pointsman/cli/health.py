@@ -264,7 +264,8 @@ def verify(
 
     The objects are those of the manifests, or of the API server that the agent follows. The exit
     code is 0 if there is none, 1 otherwise. While an agent runs, only differences that last count:
-    to know takes up to 12 seconds. Of an object whose file is bad now, the last good version counts.
+    to know takes up to 12 seconds. Of an object whose file is bad now, the last good version
+    counts.
 
     \b
     Examples:
