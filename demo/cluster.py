@@ -82,7 +82,7 @@ class Cluster:
 
     def start_agent(self) -> float:
         """Runs `pointsman up` on the node until its hooks are attached; how long that took."""
-        began, wall = time.monotonic(), time.time()
+        began = time.monotonic()
         with self.log.open("a") as log:
             self._agent = self.lab.start(
                 self._pointsman(
@@ -108,12 +108,14 @@ class Cluster:
                 status = json.loads((self.lab.directory / "run" / "status.json").read_text())
             except FileNotFoundError:
                 return False
-            return bool(status["started"] >= wall and status["sync"]["attached"])
+            # What leads there, sh and nsenter, each become the next program.
+            ours = self._agent and status["pid"] == self._agent.pid
+            return bool(ours and status["sync"]["attached"])
 
-        self.wait_for(attached, "the agent to attach")
+        self.wait_for(attached, "the agent to attach", 180)
         return time.monotonic() - began
 
-    def wait_for(self, true: Callable[[], bool], what: str, timeout: float = 20) -> None:
+    def wait_for(self, true: Callable[[], bool], what: str, timeout: float = 60) -> None:
         """Asks every 20 ms. Raises CannotGoOn with the agent's log."""
         until = time.monotonic() + timeout
         while not true():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -186,16 +187,17 @@ class Lab:
         stderr: int | IO[Any] | None = subprocess.DEVNULL,
     ) -> subprocess.Popen[str]:
         """Starts a process that the lab ends. A Ctrl-C at the terminal does not reach it."""
-        process = subprocess.Popen(
-            place.wrap(command),
-            env=env,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-        )
-        self._processes.append(process)
+        with _whole():
+            process = subprocess.Popen(
+                place.wrap(command),
+                env=env,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+            self._processes.append(process)
         return process
 
     def run(
@@ -263,9 +265,9 @@ def remove(name: str) -> None:
     shutil.rmtree(_REGISTRY / name, ignore_errors=True)
 
 
-def _end(cgroup: Path, patience: float = 5) -> None:
+def _end(cgroup: Path, patience: float = 60) -> None:
     until = time.monotonic() + patience
-    while "populated 1" in (cgroup / "cgroup.events").read_text():
+    while not _emptied(cgroup):
         if time.monotonic() > until:
             raise RuntimeError(f"processes in {cgroup} do not end")
         try:
@@ -276,14 +278,30 @@ def _end(cgroup: Path, patience: float = 5) -> None:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
         time.sleep(0.02)
+
+
+def _emptied(cgroup: Path) -> bool:
+    """Removes it, if no process is in it. One that was being started may come in at any time, if
+    whoever started it was stopped there."""
+    if "populated 1" in (cgroup / "cgroup.events").read_text():
+        return False
     inner = sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True)
-    for path in (*inner, cgroup):
-        path.rmdir()
+    try:
+        for path in (*inner, cgroup):
+            path.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def _ip_netns(verb: str, name: str) -> None:
     """pyroute2 forks this process for it, with all its signal handlers and open `with` blocks."""
-    done = subprocess.run(["ip", "netns", verb, name], capture_output=True, text=True, check=False)
+    with _whole():
+        done = subprocess.run(
+            ["ip", "netns", verb, name], capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise RuntimeError(f"ip netns {verb} {name}: {done.stderr.strip()}")
 
@@ -341,6 +359,28 @@ def registry() -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """A Ctrl-C waits until this is done: in the middle it would leave a process that nobody knows
+    of, which makes things while they are taken away."""
+    came: list[int] = []
+    try:
+        before = {
+            number: signal.signal(number, lambda number, _: came.append(number))
+            for number in _ENDINGS
+            if signal.getsignal(number) is not signal.SIG_IGN  # which those that we start inherit
+        }
+    except ValueError:  # not the main thread: it gets no signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in came:
+        signal.raise_signal(late)
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ class Asking:
         for process in self._processes:
             process.send_signal(signal.SIGTERM)
         for process in self._processes:
-            process.wait(timeout=10)
+            process.wait(timeout=60)
         return sorted(self._read(), key=lambda request: request.began)
 
     def _read(self) -> Iterable[Request]:

@@ -38,7 +38,7 @@ class Pace:
     linger: float = 1.5  # seconds that a client in a loop gets before and after an event
 
 
-FAST = Pace(requests=40, requests_of_a_language=6, linger=0.5)
+FAST = Pace(requests=50, requests_of_a_language=6, linger=0.5)
 
 
 class Story:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -71,15 +72,27 @@ class SocketLinks:
         return changed
 
     def remove_all(self) -> list[str]:
-        """The names of the pins that went."""
+        """No program runs any more when it returns; the names of the pins that went."""
         removed = []
         for hook in reversed(HOOKS):
             # A link that was being replaced when its agent was killed has this other name.
             for name in (hook.name, f"{hook.name}_next"):
-                if (self._directory / name).exists():
-                    (self._directory / name).unlink()
+                path = self._directory / name
+                if path.exists():
+                    # What is only unpinned runs until the kernel comes to it, which may be long.
+                    with contextlib.suppress(OSError):
+                        _detach(path)
+                    path.unlink()
                     removed.append(name)
         return removed
+
+
+def _detach(path: Path) -> None:
+    link = bpf.obj_get(path)
+    try:
+        bpf.link_detach(link)
+    finally:
+        os.close(link)
 
 
 def _point_link(path: Path, program: int, cgroup: int, attach_type: int) -> bool:

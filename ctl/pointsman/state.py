@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ ANNOTATIONS = "annotations.json"
 LAST_GOOD = "last-good.json"
 RESERVED = "reserved-ports.json"
 LOCK = "agent.lock"
+_PATIENCE = 1.0  # seconds for a lock
 _UID = "uid"  # beside the annotations, whose names have a prefix with a slash
 
 
@@ -39,6 +41,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def told_at(directory: Path) -> int:
+    """When an agent wrote its status last, in ns; 0 if none has."""
+    try:
+        return (directory / STATUS).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def read_claims(directory: Path) -> dict[str, Ref]:
@@ -92,7 +102,7 @@ class Lock:
         self._path = directory / LOCK
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._fd)
         except OSError:
             pid = os.read(self._fd, 32).decode().strip() or "?"
             os.close(self._fd)
@@ -108,7 +118,7 @@ class Lock:
         """Takes a pin directory as well: two run directories may come with one of these."""
         self._pins = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(self._pins, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._pins)
         except OSError:
             raise AlreadyRunning(
                 f"an agent with another --run-dir holds {root}; stop it first, or choose another "
@@ -120,6 +130,20 @@ class Lock:
         os.close(self._fd)
         if self._pins >= 0:
             os.close(self._pins)
+
+
+def _lock(fd: int) -> None:
+    """Raises OSError if another process has it, and not only for a moment: a command that asks
+    whether an agent runs, or a child of one that was killed, on its way to become a loader."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.05)
 
 
 def running(directory: Path) -> int | None:

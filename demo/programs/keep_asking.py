@@ -19,7 +19,7 @@ signal.signal(signal.SIGTERM, lambda *_: stopped.set())
 
 
 def ask() -> str:
-    connection = http.client.HTTPConnection(url.hostname or "", url.port or 80, timeout=5)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port or 80, timeout=30)
     try:
         connection.request("GET", url.path)
         response = connection.getresponse()

@@ -3,6 +3,7 @@
 web_server.py NAME ADDRESS PORT
 """
 
+import select
 import signal
 import sys
 import threading
@@ -46,4 +47,8 @@ server = Server((ADDRESS, PORT), Handler)
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
 print("ready", flush=True)
 server.serve_forever(poll_interval=0.05)
+# Whoever has connected is answered, too.
+server.timeout = 0
+while select.select([server], [], [], 0)[0]:
+    server.handle_request()
 server.server_close()

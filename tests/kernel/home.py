@@ -98,7 +98,7 @@ def ask(host: str, port: int = PORT, kind: str = "tcp") -> Answer | str:
     with socket.socket(
         family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
     ) as client:
-        client.settimeout(5)
+        client.settimeout(30)
         try:
             if kind == "unconnected udp":
                 client.sendto(b"?", (host, port))

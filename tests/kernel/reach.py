@@ -15,11 +15,12 @@ class Everyone:
         self._server = server
         self.port: int = server.getsockname()[1]
 
-    def reached(self, vip: str, port: int = 80) -> str:
+    def reached(self, vip: str, port: int = 80, *, patience: float = 30) -> str:
         """The address of the endpoint that a connection gets, the errno that it ends with, or
-        "elsewhere" if another server took it."""
+        "elsewhere" if another server took it, so that none comes in `patience` seconds."""
+        self._server.settimeout(patience)
         with socket.socket(socket.AF_INET6 if ":" in vip else socket.AF_INET) as client:
-            client.settimeout(5)
+            client.settimeout(30)
             try:
                 client.connect((vip, port))
             except OSError as error:
@@ -38,5 +39,4 @@ def everyone() -> Iterator[Everyone]:
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         server.bind(("::", 0))
         server.listen(1024)
-        server.settimeout(1)
         yield Everyone(server)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pointsman import abi
 from pointsman.maps import apply
 from pointsman.objects import Ref
 from pointsman.values import TCP, UDP, Entry, PortName
-from tests.support.kernel import REFUSED, Lab, entry, needs_cpus, wildcard
+from tests.support.kernel import REFUSED, Lab, entry, needs_cpus, until, wildcard
 from tests.support.pods import Pod, cookie_of, netns_cookie
 
 pytestmark = pytest.mark.kernel
@@ -54,11 +54,12 @@ def entries(lab: Lab) -> dict[tuple[int, int], bytes]:
 
 
 def age(lab: Lab, seconds: float) -> None:
-    """Makes every entry so much older."""
+    """Makes every entry so much older, also than this machine is: the program goes by what lies
+    between."""
     affinity = lab.maps.map("affinity")
     at = _value.field("seen").offset
     for key, value in list(affinity.items()):
-        seen = struct.unpack_from("=Q", value, at)[0] - int(seconds * 1e9)
+        seen = (struct.unpack_from("=Q", value, at)[0] - int(seconds * 1e9)) % (1 << 64)
         affinity.update(key, value[:at] + struct.pack("=Q", seen) + value[at + 8 :])
 
 
@@ -135,40 +136,44 @@ def test_unconnected_datagrams_follow_it_too(lab: Lab) -> None:
         for _ in range(20):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
                 client.sendto(b"x", VIP)
-        reached = set()
-        for server in servers:
-            try:
-                while server.recv(10):
-                    reached.add(server.getsockname())
-            except BlockingIOError:
-                pass
-        host, port = next(iter(reached))
-        assert [f"{host}:{port}"] == [udp_peer(lab)] and len(reached) == 1
+        # What is sent arrives by a softirq, which may have been put off.
+        reached: list[tuple[str, int]] = []
+
+        def arrived() -> int:
+            for server in servers:
+                with contextlib.suppress(BlockingIOError):
+                    while server.recv(10):
+                        reached.append(server.getsockname())
+            return len(reached)
+
+        until(lambda: arrived() == 20, "all that was sent")
+        host, port = reached[0]
+        assert [f"{host}:{port}"] == [udp_peer(lab)] and len(set(reached)) == 1
     finally:
         for server in servers:
             server.close()
 
 
 def test_it_ends_when_the_time_passed_without_a_new_connection(lab: Lab) -> None:
-    lab.set("web", sticky(affinity=100))
+    lab.set("web", sticky(affinity=HOUR))
     first = udp_peer(lab)
-    age(lab, 99)
+    age(lab, HOUR - 300)  # what a busy machine may need until the next line
     assert udp_peer(lab) == first
 
     seen = set()
     for _ in range(30):
-        age(lab, 101)
+        age(lab, HOUR + 1)
         seen.add(udp_peer(lab))
 
     assert len(seen) > 5
 
 
 def test_each_new_connection_starts_the_time_again(lab: Lab) -> None:
-    lab.set("web", sticky(affinity=100))
+    lab.set("web", sticky(affinity=HOUR))
     first = udp_peer(lab)
     # Without it every other turn chooses again, and may come to the same endpoint by chance.
     for _ in range(20):
-        age(lab, 60)
+        age(lab, 0.6 * HOUR)
         assert udp_peer(lab) == first
 
 
@@ -240,15 +245,17 @@ def test_tcp_keeps_its_endpoint_by_real_connections(lab: Lab) -> None:
             socket.create_connection(VIP, timeout=5).close()
         for server in servers:
             server.setblocking(False)
-        counts = []
-        for server in servers:
-            count = 0
-            try:
-                while True:
-                    server.accept()[0].close()
-                    count += 1
-            except BlockingIOError:
-                counts.append(count)
+        counts = [0] * len(servers)
+
+        def accepted() -> int:
+            for number, server in enumerate(servers):
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        server.accept()[0].close()
+                        counts[number] += 1
+            return sum(counts)
+
+        until(lambda: accepted() == 20, "all connections")
         assert sorted(counts) == [0] * 7 + [20]
     finally:
         for server in servers:
@@ -294,9 +301,7 @@ def test_two_cpus_agree_on_a_new_client(
     if rule:
         assert not any(disagree() for _ in range(300))
     else:
-        until = time.monotonic() + 90
-        while not disagree():
-            assert time.monotonic() < until, "without the rule they agreed, too"
+        until(disagree, "without the rule they agreed, too", 200)
 
 
 def test_the_successor_of_an_endpoint_that_left_follows_from_the_entry_it_replaces(

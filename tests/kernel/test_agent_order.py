@@ -25,7 +25,7 @@ from pointsman.reaper import Found
 from pointsman.surroundings import OptedOut
 from pointsman.values import TCP, Frontend, to_address
 from tests.kernel.test_failed_sync import settings_of
-from tests.support.agents import AgentProcess, node_of, service
+from tests.support.agents import STARTS, AgentProcess, node_of, service
 from tests.support.kernel import until
 
 pytestmark = pytest.mark.kernel
@@ -65,25 +65,21 @@ def test_pitfall_1_sockets_are_judged_after_the_maps_were_written(
 ) -> None:
     """Before, they would be judged by what was, ended, and come back to the same endpoint."""
     node.write("web.yaml", service("web", "10.96.0.1"))
-    done: list[str] = []
-    apply, judge = sync_module.apply, LeftBehind.judge
+    found = Found([], [])
+    written: list[bool] = []
+    judge = LeftBehind.judge
 
-    def applied(*arguments: Any) -> None:
-        apply(*arguments)
-        done.append("maps")
-
-    def judged(self: LeftBehind, found: Found, members: Membership | None) -> None:
-        judge(self, found, members)
-        if members:
-            done.append("sockets")
+    def judged(self: LeftBehind, what: Found, members: Membership | None) -> None:
+        judge(self, what, members)
+        if members and what is found:
+            written.append(agent._sync.maps.find(CLAIMED) is not None)
 
     with running(Agent(settings_of(node), ManifestSource(node.manifests))) as agent:
-        until(agent.ready.is_set, "an attached agent")
-        monkeypatch.setattr(sync_module, "apply", applied)
+        until(agent.ready.is_set, "an attached agent", STARTS)
         monkeypatch.setattr(LeftBehind, "judge", judged)
-        agent._next = together(agent, Found([], []), Changed((OTHER,), ()))  # type: ignore[method-assign]
-        until(lambda: len(done) >= 2, "both")
-        assert done[:2] == ["maps", "sockets"]
+        agent._next = together(agent, found, Changed((OTHER,), ()))  # type: ignore[method-assign]
+        until(lambda: written, "a judgement")
+        assert written == [True]
 
 
 def test_what_came_with_something_that_fails_is_not_lost(
@@ -100,7 +96,8 @@ def test_what_came_with_something_that_fails_is_not_lost(
 
     monkeypatch.setattr(Maps, "skip", failing)
     with running(Agent(settings_of(node), ManifestSource(node.manifests))) as agent:
-        until(agent.ready.is_set, "an attached agent")
+        until(agent.ready.is_set, "an attached agent", STARTS)
+        until(lambda: agent._surroundings.skipped is not None, "its own search, which finds none")
         found = OptedOut({to_address("10.244.0.9"): 4711})
         agent._next = together(agent, found, Changed((OTHER,), ()))  # type: ignore[method-assign]
         until(lambda: agent._sync.maps.settings()["skipped"] == 1, "the second try")
@@ -118,7 +115,7 @@ def test_devices_are_looked_at_with_what_is_known_of_the_node(
     monkeypatch.setattr(Edge, "begin", lambda _self, _loaded: done.append("begin"))
     settings = replace(settings_of(node), node_name="worker")
     with running(Agent(settings, ManifestSource(node.manifests))) as agent:
-        until(agent.ready.is_set, "an attached agent")
+        until(agent.ready.is_set, "an attached agent", STARTS)
     assert done[done.index("begin") - 1].own_addresses == (to_address("192.0.2.1"),)
 
 
@@ -151,7 +148,7 @@ def test_a_failure_before_anything_is_listed_takes_nothing_away(
     monkeypatch.setattr(Maps, "skip", failing)
     again = threading.Event()
     with running(Agent(settings_of(node), Slow())) as agent:
-        until(lambda: hasattr(agent, "_left_behind"), "the maps")
+        until(lambda: hasattr(agent, "_left_behind"), "the maps", STARTS)
         planner = agent._sync._planner
         agent._queue.put(OptedOut({to_address("10.244.0.9"): 4711}))
         until(failed.is_set, "the failure")
@@ -181,7 +178,7 @@ def test_an_object_that_can_not_be_worked_out_stops_no_other(
         ),
     )
     with running(Agent(settings_of(node), ManifestSource(node.manifests))) as agent:
-        until(agent.ready.is_set, "an attached agent")
+        until(agent.ready.is_set, "an attached agent", STARTS)
         monkeypatch.setattr(sync_module, "resolve_ref", failing)
         agent._queue.put(Changed((OTHER, third), ()))
         until(

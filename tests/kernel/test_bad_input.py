@@ -51,8 +51,9 @@ def sparse(path: Path) -> None:
 
 
 def fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
+    fresh = path.with_name(f".{path.name}")
+    os.mkfifo(fresh)
+    fresh.rename(path)  # without it for a moment, its objects would have been deleted
 
 
 SLICE_ADDRESS = "endpoints[0].addresses[0]"
@@ -215,7 +216,10 @@ def _play(node: AgentProcess, servers: Everyone) -> Scene:
             case.write(path)
         elif case.spoil:
             spoilt = case.spoil(good(name, 2, servers.port).replace("10.244.2.", "10.244.1."))
-            path.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
+            # In one step: a half of it is another bad file, and nothing says what was meant.
+            fresh = path.with_name(f".{path.name}")
+            fresh.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt.encode())
+            fresh.rename(path)
     paths = {str(node.manifests / f"{name}.yaml") for name in CASES}
     wait(lambda: paths <= {problem["where"] for problem in node.status()["problems"]})
     found = status(node)

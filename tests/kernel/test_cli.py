@@ -188,9 +188,8 @@ def test_an_empty_namespace_is_no_error(dead: AgentProcess) -> None:
 
 
 def test_open_connections_are_counted_without_an_agent(dead: AgentProcess) -> None:
-    with socket.socket() as server:
-        server.bind(("0.0.0.0", 8080))
-        server.listen(8)
+    # With SO_REUSEADDR: connections of a moment ago may still have the port.
+    with socket.create_server(("0.0.0.0", 8080)):
         with socket.create_connection((V4, 80)):
             assert [i["open"] for i in items(dead, "get", "services", "web")] == [1]
             assert sorted(i["open"] for i in items(dead, "get", "endpoints", "web")) == [0, 1]
@@ -217,8 +216,10 @@ def test_watching_prints_a_row_when_an_endpoint_comes_and_one_when_it_goes(
         assert "10.244.0.9:8080" in lines[3], lines
         damaged.write("web.yaml", f"{service('web', V4)}---\n{endpoints('web', *members[1:])}")
         until(lambda: "<deleted>" in "".join(lines[4:]), "a row for the endpoint that went")
-        # A look between two writes may have shown that row once more before.
-        assert all("10.244.0.1:8080" in line for line in lines[4:]), lines
+        # A look between two writes may have shown a row that changes once more before.
+        gone = [line for line in lines[4:] if "<deleted>" in line]
+        assert [line for line in gone if "10.244.0.1:8080" in line] == gone, lines
+        assert not [line for line in lines[4:] if "10.244.0.2:8080" in line], lines
     finally:
         watch.terminate()
         watch.wait()
@@ -293,14 +294,14 @@ def test_every_map_can_be_dumped_decoded(dead: AgentProcess) -> None:
 
 
 def test_the_records_of_open_sockets_can_be_dumped(dead: AgentProcess) -> None:
-    with socket.socket() as server:
-        server.bind(("0.0.0.0", 8080))
-        server.listen(8)
-        with socket.create_connection((V4, 80)) as client:
-            peer = "{}:{}".format(*server.accept()[0].getsockname())
-            assert client.getpeername() == (V4, 80)
-            [row] = [r for r in items(dead, "map", "dump", "sockets") if r["vip"] == f"{V4}:80"]
-            assert (row["peer"], row["protocol"], row["counted"]) == (peer, "TCP", True)
+    with (
+        socket.create_server(("0.0.0.0", 8080)) as server,
+        socket.create_connection((V4, 80)) as client,
+    ):
+        peer = "{}:{}".format(*server.accept()[0].getsockname())
+        assert client.getpeername() == (V4, 80)
+        [row] = [r for r in items(dead, "map", "dump", "sockets") if r["vip"] == f"{V4}:80"]
+        assert (row["peer"], row["protocol"], row["counted"]) == (peer, "TCP", True)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_explain_says_what_a_connect_gets_and_the_kernel_agrees(
     host = address.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM if protocol else socket.SOCK_STREAM) as client:
-        client.settimeout(5)
+        client.settimeout(30)
         if protocol and verdict == "translated":
             client.connect((host, int(port)))
             assert client.getpeername()[:2] == (host, int(port))
@@ -447,6 +448,7 @@ def test_status_is_1_and_names_the_hook_whose_link_was_removed(damaged: AgentPro
     found = status(damaged, 1)
     assert found["reasons"] == ["connect4: not attached"]
     assert found["datapath"]["links"] == {"attached": len(HOOKS) - 1, "total": len(HOOKS)}
+    damaged.kill()  # while it runs, `verify` waits for what it does about it
     assert ("link", "connect4") in differences(damaged)
     assert "not every hook is attached" in damaged.cli("explain", f"{V4}:80").stderr
 

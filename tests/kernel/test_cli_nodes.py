@@ -102,10 +102,9 @@ def test_explain_and_the_kernel_agree_about_a_node_s_addresses(
         return
     host, _, port = destination.rpartition(":")
     before = unused(node)
-    with socket.socket() as server, socket.socket() as dialler:
-        server.bind(("0.0.0.0", 9000))  # all endpoints are here, and nothing else listens
-        server.listen()
-        dialler.settimeout(1)
+    # All endpoints are here, and nothing else listens.
+    with socket.create_server(("0.0.0.0", 9000)), socket.socket() as dialler:
+        dialler.settimeout(30)
         connected = dialler.connect_ex((host, int(port))) == 0
     assert connected == (verdict == "translated")
     assert unused(node) - before == (verdict == "refused")
@@ -118,7 +117,7 @@ def unused(node: AgentProcess) -> int:
 
 def test_affinity_is_what_the_next_connection_gets(node: AgentProcess) -> None:
     with socket.socket() as sock:
-        sock.settimeout(1)
+        sock.settimeout(30)
         sock.connect_ex((VIP, 80))
     [row] = items(node, "get", "affinity", "api")
     assert (row["client"], row["service"], row["family"]) == ("host", "api", "IPv4")

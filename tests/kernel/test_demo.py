@@ -55,7 +55,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
 
 def test_the_story_holds_and_leaves_nothing_behind() -> None:
     with running_demo() as demo:
-        output, _ = demo.communicate(timeout=240)
+        output, _ = demo.communicate(timeout=280)
 
     # The end says what did not hold: a long story is cut where test results are kept.
     assert demo.returncode == 0, "\n".join(output.splitlines()[-60:])
@@ -76,7 +76,7 @@ def test_ctrl_c_takes_everything_away(moment: str) -> None:
     with running_demo() as demo:
         read_until(demo, moment)
         demo.send_signal(signal.SIGINT)
-        output, _ = demo.communicate(timeout=60)
+        output, _ = demo.communicate(timeout=200)
 
     assert demo.returncode == 130, output
     assert remains(name(demo)) == []

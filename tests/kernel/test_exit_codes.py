@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,9 +17,10 @@ import pytest
 from pointsman import abi, bpf
 from pointsman.hooks import HOOKS
 from pointsman.pins import Generation, Pins
+from pointsman.socketlinks import SocketLinks
 from tests.kernel.reach import everyone
-from tests.support.agents import AgentProcess, endpoints, service
-from tests.support.kernel import Cgroup, until
+from tests.support.agents import STARTS, AgentProcess, endpoints, service
+from tests.support.kernel import TCP, Cgroup, Lab, of_this_kernel, until
 
 pytestmark = pytest.mark.kernel
 
@@ -58,7 +60,7 @@ def up(node: AgentProcess, *options: str, **how: object) -> Done:
             str(node.run_dir), "--state-dir", str(node.state_dir),
             "--devices", "none", *options,
         ],
-        capture_output=True, text=True, timeout=60, **how,  # type: ignore[call-overload]
+        capture_output=True, text=True, timeout=2 * STARTS, **how,  # type: ignore[call-overload]
     )  # fmt: skip
 
 
@@ -422,7 +424,7 @@ def test_a_signal_ends_the_agent_with_0_and_the_kernel_goes_on(
         node.start()
         assert node.process
         node.process.send_signal(number)
-        assert node.process.wait(30) == 0, node.log.read_text()
+        assert node.process.wait(STARTS) == 0, node.log.read_text()
         assert "Traceback" not in node.log.read_text()
         assert len(list((node.root / "links").iterdir())) == len(HOOKS)
         assert servers.reached(VIP) == "10.244.0.1"
@@ -460,6 +462,22 @@ def test_unload_removes_everything_that_is_ours_and_nothing_else_also_when_run_t
             foreign.unlink()
         node.cli("unload")
         assert not node.root.exists()
+
+
+def test_once_it_is_unloaded_no_program_runs(fresh_lab: Callable[..., Lab]) -> None:
+    """Not a moment later, when the kernel gets to it: then connects could fail yet."""
+    lab = fresh_lab()
+    lab.serve(VIP, 80, TCP)
+
+    def connect() -> str:
+        with socket.socket() as client:
+            return errno.errorcode[client.connect_ex((VIP, 80))]
+
+    for _ in range(60):  # it would be soon enough most of the time
+        assert connect() == of_this_kernel("ECONNREFUSED"), "it has no endpoints"
+        SocketLinks(lab.root).remove_all()
+        assert connect() == "ENETUNREACH"
+        lab.attach()
 
 
 def test_what_was_unloaded_can_be_loaded_again(node: AgentProcess) -> None:

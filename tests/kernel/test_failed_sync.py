@@ -16,7 +16,7 @@ from pointsman.maps import Maps
 from pointsman.pins import Pins, Sizes
 from pointsman.settings import Settings
 from pointsman.values import to_address
-from tests.support.agents import AgentProcess, endpoints, service
+from tests.support.agents import STARTS, AgentProcess, endpoints, service
 from tests.support.kernel import tcp_server, until
 
 pytestmark = pytest.mark.kernel
@@ -56,7 +56,7 @@ def test_an_agent_that_ends_between_flip_and_merge_leaves_the_merge_to_the_next(
         thread = threading.Thread(target=agent.run)
         thread.start()
         try:
-            until(agent.ready.is_set, "an attached agent")
+            until(agent.ready.is_set, "an attached agent", STARTS)
             assert node.open() == {f"10.244.0.1:{port}": 1}
             client.close()
             until(lambda: node.open() == {f"10.244.0.1:{port}": 0}, "the count's end")
@@ -95,7 +95,7 @@ def test_a_failed_first_sync_attaches_nothing_until_the_maps_are_whole(
         thread = threading.Thread(target=agent.run)
         thread.start()
         try:
-            until(agent.ready.is_set, "an attached agent")
+            until(agent.ready.is_set, "an attached agent", STARTS)
             assert failed.is_set()
             assert attached_to == [2], "attached once, to whole maps"
             with socket.create_connection(("10.96.0.1", 80)) as client:

@@ -136,8 +136,9 @@ def client(number: int) -> tuple[bytes, int]:
     [
         pytest.param((0, 0), 6, 21, True, id="tcp-not-answered"),
         pytest.param((0, ANSWERED), 6, 21, True, id="tcp-not-acknowledged"),
-        pytest.param((0, ANSWERED), 6, 15, False, id="tcp-new-and-young"),
-        pytest.param((ANSWERED, ANSWERED), 6, 90, False, id="tcp-open"),
+        # Far from the limit of 20 and 100 s: the sweep may come late.
+        pytest.param((0, ANSWERED), 6, 6, False, id="tcp-new-and-young"),
+        pytest.param((ANSWERED, ANSWERED), 6, 30, False, id="tcp-open"),
         pytest.param((ANSWERED, ANSWERED), 6, 101, True, id="tcp-open-for-too-long"),
         pytest.param((ANSWERED | FIN, ANSWERED | FIN), 6, 6, True, id="tcp-closed-by-both"),
         pytest.param((ANSWERED | FIN, ANSWERED), 6, 6, False, id="tcp-closed-by-one"),
@@ -221,7 +222,7 @@ def test_a_sweeper_stops_when_it_is_told(packets: Loaded, sweeper: Sweeper) -> N
     thread.start()
     until(lambda: sweeper.status()["rounds"], "first round")
     sweeper.stop()
-    thread.join(timeout=20)
+    thread.join(timeout=120)
     assert not thread.is_alive()
 
 
@@ -344,9 +345,10 @@ def test_a_tracer_renews_itself_and_leaves_the_other_settings(packets: Loaded) -
     before = packets.map("packet_settings").lookup(bytes(4)) or b""
     tracer = Tracer(packets.generation.maps)
     with contextlib.closing(tracer):
+        began = now()
         tracer.events()
         first = until_of(packets)
-        assert now() < first <= now() + LEAD
+        assert began + LEAD <= first <= now() + LEAD
 
         def renewed() -> bool:
             tracer.events()

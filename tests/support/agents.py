@@ -192,7 +192,7 @@ class AgentProcess:
     def stop(self) -> int:
         assert self.process
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=STARTS)
 
     def cli(
         self, *arguments: str, source: Path | None = None, check: bool = True

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from pointsman import state
 from pointsman.choice import Kept
 from pointsman.errors import AlreadyRunning
 from pointsman.objects import Ref
-from pointsman.state import ANNOTATIONS, Lock, read_annotations, write_annotations
+from pointsman.state import ANNOTATIONS, LOCK, Lock, read_annotations, write_annotations
 
 
 def test_a_pin_directory_has_one_writer_whatever_the_run_directories(tmp_path: Path) -> None:
@@ -24,6 +28,22 @@ def test_a_pin_directory_has_one_writer_whatever_the_run_directories(tmp_path: P
     third = Lock(tmp_path / "b")
     third.pins(pins)
     third.release()
+
+
+def test_a_lock_that_somebody_holds_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a command does that asks whether an agent runs."""
+    Lock(tmp_path).release()
+    monkeypatch.setattr(state, "_PATIENCE", 60.0)
+    fd = os.open(tmp_path / LOCK, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    asking = threading.Timer(0.1, os.close, (fd,))
+    asking.start()
+    try:
+        Lock(tmp_path).release()
+    finally:
+        asking.join()
 
 
 def test_annotations_are_read_as_they_were_written(tmp_path: Path) -> None:

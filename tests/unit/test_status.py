@@ -281,8 +281,24 @@ def test_only_what_every_look_finds_is_a_difference(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(judging, "_BETWEEN_LOOKS", 0.01)
     late, lasting = (Difference(kind, "10.96.0.1", "") for kind in ("weight", "owner"))
     looks = iter([[late, lasting], *[[lasting]] * 100])
-    assert judging._lasting([late, lasting], lambda: (next(looks), [])) == ([lasting], [])
+    found = judging._lasting([late, lasting], lambda: (next(looks), []), lambda: True)
+    assert found == ([lasting], [])
     assert len(list(looks)) < 100, "it looked once"
     looks = iter([[late], [], [late]])
-    assert judging._lasting([late], lambda: (next(looks), ["note"])) == ([], ["note"])
+    assert judging._lasting([late], lambda: (next(looks), ["note"]), bool) == ([], ["note"])
     assert list(looks) == [[late]], "it went on looking"
+
+
+def test_an_agent_that_gets_no_cpu_has_the_time_to_say_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(judging, "_IN_FLIGHT", 0.0)
+    monkeypatch.setattr(judging, "_BETWEEN_LOOKS", 0.001)
+    late = Difference("weight", "10.96.0.1", "")
+    # Whether it has told is asked before each look: what it says then is in that look.
+    tells = iter([False, False, True])
+    looks = iter([[late], [late], []])
+    assert judging._lasting([late], lambda: (next(looks), []), lambda: next(tells)) == ([], [])
+    # One that hangs is not waited for.
+    monkeypatch.setattr(judging, "_NEXT_STATUS", 0.02)
+    assert judging._lasting([late], lambda: ([late], []), bool) == ([late], [])

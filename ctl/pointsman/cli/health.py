@@ -25,6 +25,8 @@ from pointsman.verify import Difference, compare, link_differences
 # Seconds until what differs only because a sync is under way is so no more. The status file, by
 # which verify knows the steps of a slow start, is written once a second.
 _IN_FLIGHT = 2.0
+# And until an agent that has nothing to do, or no CPU to do it with, has written it once more.
+_NEXT_STATUS = 12.0
 _BETWEEN_LOOKS = 0.2
 
 
@@ -261,8 +263,9 @@ def verify(
     """Compare what the objects say with what the maps hold, and name every difference.
 
     The objects are those of the manifests, or of the API server that the agent follows. The exit
-    code is 0 if there is none, 1 otherwise. While an agent runs, only differences that last count.
-    Of an object whose file is bad now, the last good version counts.
+    code is 0 if there is none, 1 otherwise. While an agent runs, only differences that last count:
+    to know takes up to 12 seconds. Of an object whose file is bad now, the last good version
+    counts.
 
     \b
     Examples:
@@ -274,9 +277,10 @@ def verify(
         seen = read_status(run_dir)
         return _differences(desired.inputs(seen, manifests, state_dir), seen, bpffs)
 
+    told = state.told_at(run_dir)
     found, problems = look()
     if found and state.running(run_dir) is not None:
-        found, problems = _lasting(found, look)
+        found, problems = _lasting(found, look, lambda: state.told_at(run_dir) != told)
     if form != "table":
         value = {"equal": not found, "differences": plain(found), "problems": problems}
         click.echo(show.structured(value, form))
@@ -295,15 +299,20 @@ def verify(
 
 
 def _lasting(
-    found: list[Difference], look: Callable[[], tuple[list[Difference], list[str]]]
+    found: list[Difference],
+    look: Callable[[], tuple[list[Difference], list[str]]],
+    told: Callable[[], bool],
 ) -> tuple[list[Difference], list[str]]:
-    """What every look finds until a sync has had the time to end, with the problems of the last."""
+    """What every look finds until a sync has had the time to end, with the problems of the last.
+    `told`: whether the agent has written its status since. Time alone says little: on a busy
+    machine it may pass for us and not for the agent."""
     began = time.monotonic()
     while True:
         time.sleep(_BETWEEN_LOOKS)
+        passed, has_told = time.monotonic() - began, told()
         again, problems = look()
         found = [difference for difference in again if difference in found]
-        if not found or time.monotonic() - began > _IN_FLIGHT:
+        if not found or passed > _NEXT_STATUS or (passed > _IN_FLIGHT and has_told):
             return found, problems
 
 
