@@ -115,7 +115,8 @@ def ask(host: str, port: int = PORT, kind: str = "tcp") -> Answer | str:
     with socket.socket(
         family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
     ) as client:
-        client.settimeout(20)
+        # Nobody tells an unconnected socket that no one is there: it waits for all of it.
+        client.settimeout(5 if kind == "unconnected udp" else 20)
         try:
             if kind == "unconnected udp":
                 client.sendto(b"?", (host, port))

@@ -69,6 +69,7 @@ def node_port_service(node: Home, number: int, name: str, **more: Any) -> int:
 
 def test_a_node_port_answers_at_the_addresses_of_all_nodes(node: Home) -> None:
     port = node_port_service(node, 16, "ported")
+    reaches(NODE_IP6, ONE6, port=port)
     become(NODE_IP, NODE_IP6, ONE, ONE6, "at this node's addresses", port)
     become("127.0.0.1", "::1", ONE, ONE6, "at localhost", port)
     for kind in KINDS:
@@ -123,6 +124,7 @@ def test_a_host_port_leads_to_its_pod(node: Home) -> None:
     spec = {"containers": [{"name": "c", "ports": ports}]}
     assert ask(NODE_IP, 8020) == REFUSED, "nobody listens"
     node.write("host-port.yaml", pod_of("host-port", TWO, spec))
+    reaches(NODE_IP, TWO, port=8020)
     for host in (NODE_IP, "127.0.0.1"):
         for kind in KINDS:
             served = partial(ask, host, 8020, kind)
@@ -211,6 +213,7 @@ def bind(port: int, host: str = "0.0.0.0", kind: int = socket.SOCK_STREAM) -> in
 
 def test_no_process_of_the_host_takes_a_node_port(node: Home) -> None:
     port = node_port_service(node, 27, "guarded")
+    reaches(NODE_IP6, ONE6, port=port)
     become(NODE_IP, NODE_IP6, ONE, ONE6, "all of it", port)
     for host in ("0.0.0.0", "::", NODE_IP, "127.0.0.1"):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
