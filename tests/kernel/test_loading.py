@@ -69,7 +69,7 @@ def opened(generation: Generation, name: str) -> Iterator[bpf.Map]:
 def start(node: AgentProcess, *options: str, source: Path | None = None) -> None:
     """With time for a verifier on a busy machine; XDP on a veth has to be asked for."""
     node.start("--xdp-mode", "native", *options, source=source, wait=False)
-    until(node.settled, f"an attached agent; its log: {node.log.read_text()}", 240)
+    until(node.settled, node.waits, 240)
 
 
 def put_flow(node: AgentProcess, *, flags: int = ANSWERED, age: int = 0) -> None:

@@ -43,7 +43,10 @@ class Supervisor:
         self.heard.clear()
 
     def hears(self, line: str) -> None:
-        until(lambda: any(each.startswith(line) for each in self.listen()), f"{line}: {self.heard}")
+        until(
+            lambda: any(each.startswith(line) for each in self.listen()),
+            lambda: f"{line}: {self.heard}",
+        )
 
     def close(self) -> None:
         self._socket.close()

@@ -263,12 +263,15 @@ def wildcard(vip: str, owner: PortName) -> Entry:
     return Entry(Frontend(to_address(vip), 0, 0), owner)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
-    """Waits for something that must come; never a measure of speed."""
+def until(
+    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 60.0
+) -> None:
+    """Waits for something that must come; never a measure of speed. `what` it was may depend on
+    how far it has come."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"never came: {what}")
+            raise AssertionError(f"never came: {what() if callable(what) else what}")
         time.sleep(0.005)
 
 
@@ -303,7 +306,7 @@ def arrived(count: int, *servers: socket.socket) -> list[list[tuple[bytes, Any]]
                     got.append(server.recvfrom(2048, socket.MSG_DONTWAIT))
         return sum(map(len, found)) >= count
 
-    until(all_came, f"{count} datagrams; {found}")
+    until(all_came, lambda: f"{count} datagrams; {found}")
     return found
 
 

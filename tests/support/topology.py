@@ -97,7 +97,7 @@ class NodeAgent(AgentProcess):
                 env=self._environment(self._source),
             )
         if wait:
-            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", STARTS)
+            until(self.attached, self.waits, STARTS)
 
     def attached(self) -> bool:
         """And its device is served."""

@@ -130,7 +130,7 @@ def test_closing_a_watch_wakes_its_reader(api: FakeApi) -> None:
     reader = threading.Thread(target=lambda: list(stream))
     reader.start()
     stream.close()
-    reader.join(5)
+    reader.join(60)
     assert not reader.is_alive()
 
 
