@@ -25,7 +25,8 @@ from tests.support.agents import STARTS, AgentProcess, endpoints, service, servi
 from tests.support.flows import entries
 from tests.support.kernel import SMALL, run, until
 
-pytestmark = pytest.mark.kernel
+# Several agents a test, and the verifier: 90 s on a machine four times as busy as it has CPUs.
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
 VIP, HEALTH = "10.96.0.7", "127.0.0.1:10256"
 _INCLUDE = "#include <linux/bpf.h>\n"

@@ -25,6 +25,8 @@ from tests.support.kernel import lacking as lacking_kernel
 from tests.support.podserver import stream
 from tests.support.topology import CLIENT, NODE_PORT, PORT, VIP, Node, Topology, lacking
 
+pytestmark = pytest.mark.timeout(1200)  # three agents, and an upgrade
+
 #: Bytes of a download that takes longer than what happens meanwhile.
 LONG = 20_000_000
 #: Connections after which one of four endpoints has had none: once in 10**12.
