@@ -433,8 +433,9 @@ class Agent:
         self._left_behind.look()
         if not self.ready.is_set():
             self._edge.begin(self._sync.loaded)
-            self._write_status()
+            # Who reads in the status file that all is attached is told no less by the probes.
             self._telemetry.attached()
+            self._write_status()
             for listener in self.listeners:
                 listener.attached()
             self.ready.set()

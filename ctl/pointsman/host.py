@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -80,12 +81,20 @@ def mount_bpffs(root: Path) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         point.mkdir(exist_ok=True)
+        place = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise errors.NoBpffs(f"{error}; this kernel has no {point}") from None
-    if libc.mount(b"bpf", bytes(point), b"bpf", 0, None):
-        number = ctypes.get_errno()
-        kind = errors.NotRoot if number == 1 else errors.NoBpffs
-        raise kind(f"mounting bpffs at {point}: {os.strerror(number)}; run as root on the host")
+    try:
+        # Of two that start at once the second would hide what the first has pinned by then.
+        fcntl.flock(place, fcntl.LOCK_EX)
+        if point in mounts("bpf"):
+            return False
+        if libc.mount(b"bpf", bytes(point), b"bpf", 0, None):
+            number = ctypes.get_errno()
+            kind = errors.NotRoot if number == 1 else errors.NoBpffs
+            raise kind(f"mounting bpffs at {point}: {os.strerror(number)}; run as root on the host")
+    finally:
+        os.close(place)
     return True
 
 

@@ -22,8 +22,9 @@ from pointsman.packetmaps import PacketMaps, now
 from pointsman.values import PortName
 from pointsman.view import port_name_of, sums
 
-#: Events are written for so long after the last renewal, in ns, and this often it is renewed.
-LEAD, RENEWAL = 2 * SECOND, SECOND // 2
+#: Events are written for so long after the last renewal, in ns, and this often it is renewed. What
+#: comes later is not even counted as lost: a reader may get no CPU for seconds, and misses nothing.
+LEAD, RENEWAL = 10 * SECOND, SECOND // 2
 _UNTIL = abi.layouts()["packet_settings"].field("trace_until").offset
 _WAIT = 0.2  # seconds
 _MONOTONIC_COARSE = 6  # include/uapi/linux/time.h

@@ -8,7 +8,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,22 +40,39 @@ class Answer(NamedTuple):
     peer: tuple[str, int]
 
 
+def _at_one_port(port: int) -> tuple[socket.socket, socket.socket, socket.socket]:
+    """TCP, UDP, UDP of IPv6. A port that is free in TCP, for 0, may be taken in UDP."""
+    while True:
+        with ExitStack() as stack:
+            stream = stack.enter_context(
+                socket.create_server(
+                    ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512
+                )
+            )
+            found = stream.getsockname()[1]
+            udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            udp.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
+            udp6 = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            udp6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            udp6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            try:
+                udp.bind(("0.0.0.0", found))
+                udp6.bind(("::", found))
+            except OSError:
+                if port:
+                    raise
+                continue
+            stack.pop_all()
+            return stream, udp, udp6
+
+
 class Everywhere:
     """A server at every local address of the namespace that it was made in, TCP and UDP at one
     port: it answers with the address that was dialled."""
 
     def __init__(self, port: int = 0) -> None:
-        self._stream = socket.create_server(
-            ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512
-        )
+        self._stream, self._udp, self._udp6 = _at_one_port(port)
         self.port: int = self._stream.getsockname()[1]
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
-        self._udp.bind(("0.0.0.0", self.port))
-        self._udp6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        self._udp6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        self._udp6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        self._udp6.bind(("::", self.port))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -98,7 +115,8 @@ def ask(host: str, port: int = PORT, kind: str = "tcp") -> Answer | str:
     with socket.socket(
         family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
     ) as client:
-        client.settimeout(30)
+        # Nobody tells an unconnected socket that no one is there: it waits for all of it.
+        client.settimeout(5 if kind == "unconnected udp" else 30)
         try:
             if kind == "unconnected udp":
                 client.sendto(b"?", (host, port))

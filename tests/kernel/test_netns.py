@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -37,7 +38,7 @@ def another_namespace(*setup: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.stdin.close()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         process.stdout.close()
 
 
@@ -64,6 +65,7 @@ def test_a_namespace_without_processes_is_found_by_its_mount(kernel: None) -> No
 
 
 def test_descriptors_are_closed(kernel: None) -> None:
+    gc.collect()  # what other tests left open must not be closed in between
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in netns.namespaces():
         break
@@ -104,17 +106,18 @@ def test_a_visit_ends_when_the_work_is_done_and_raises_its_errors(kernel: None) 
 
 def test_a_pod_is_found_by_its_address(kernel: None) -> None:
     needs_linux(5, 14, "SO_NETNS_COOKIE")
-    pod, twice, nobody = map(to_address, ("192.0.2.7", "192.0.2.8", "192.0.2.9"))
-    six, own = map(to_address, ("2001:db8::7", "10.244.3.3"))
+    # All namespaces are searched, those of tests beside this one, too: nobody else has these.
+    pod, twice, nobody = map(to_address, ("10.245.3.7", "10.245.3.8", "10.245.3.9"))
+    six, own = map(to_address, ("fd00:245:3::7", "10.244.3.3"))
     run("ip", "addr", "add", "10.244.3.3/32", "dev", "lo")
     try:
         with (
             another_namespace(
-                "ip addr add 192.0.2.7/32 dev lo",
-                "ip addr add 2001:db8::7/128 dev lo nodad",
-                "ip addr add 192.0.2.8/32 dev lo",
+                "ip addr add 10.245.3.7/32 dev lo",
+                "ip addr add fd00:245:3::7/128 dev lo nodad",
+                "ip addr add 10.245.3.8/32 dev lo",
             ) as other,
-            another_namespace("ip addr add 192.0.2.8/32 dev lo"),
+            another_namespace("ip addr add 10.245.3.8/32 dev lo"),
         ):
             found = netns.netns_of(frozenset({pod, six, twice, nobody, own}))
             assert set(found) == {pod, six}, "the caller's own and doubtful ones are left out"
@@ -158,30 +161,29 @@ def test_a_new_address_is_told(kernel: None) -> None:
 
 
 def test_reserved_ports_are_not_given_to_sockets(kernel: None) -> None:
-    """The real setting of this test's own namespace."""
+    """The real setting, of a namespace in which no agent has been."""
+    with Pod() as pod:
+        pod.run(_reserve)
+
+
+def _reserve() -> None:
     setting = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
     assert setting.read_text() == "\n"
-    ranges = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    usual = ranges.read_text()
     setting.write_text("8080,30005\n")
-    try:
-        added = host.reserve_ports(30000, 30009)
-        assert portranges.to_text(added) == "30000-30004,30006-30009"
-        assert setting.read_text() == "8080,30000-30009\n"
-        ranges.write_text("30000 30011\n")
-        given = set()
-        for _ in range(50):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-                one.bind(("127.0.0.1", 0))
-                given.add(one.getsockname()[1])
-        assert given <= {30010, 30011}
-        assert host.release_ports(added)
-        assert setting.read_text() == "8080,30005\n"
-        assert host.release_ports(portranges.parse("1-65535"))
-        assert setting.read_text() == "\n"
-    finally:
-        setting.write_text("\n")
-        ranges.write_text(usual)
+    added = host.reserve_ports(30000, 30009)
+    assert portranges.to_text(added) == "30000-30004,30006-30009"
+    assert setting.read_text() == "8080,30000-30009\n"
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("30000 30011\n")
+    given = set()
+    for _ in range(50):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.bind(("127.0.0.1", 0))
+            given.add(one.getsockname()[1])
+    assert given <= {30010, 30011}
+    assert host.release_ports(added)
+    assert setting.read_text() == "8080,30005\n"
+    assert host.release_ports(portranges.parse("1-65535"))
+    assert setting.read_text() == "\n"
 
 
 def test_what_kube_proxy_in_ipvs_mode_left_is_no_address_of_this_node(kernel: None) -> None:

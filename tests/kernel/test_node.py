@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
+import textwrap
 
 import pytest
 
@@ -42,6 +44,33 @@ def test_a_vip_that_a_device_of_this_node_has_is_not_translated(node: AgentProce
             until(lambda: outcome(("10.96.0.1", 80)) == errno.ECONNREFUSED, "the device's again")
         finally:
             run("ip", "addr", "del", "10.96.0.1/32", "dev", "lo")
+
+
+def test_of_many_that_start_at_once_one_mounts_bpffs(kernel: None) -> None:
+    """The second of two would hide what the first has pinned. In a mount namespace of its own."""
+    code = """
+        import subprocess, threading
+        from pathlib import Path
+        from pointsman import host
+
+        def mount():
+            barrier.wait()
+            host.mount_bpffs(Path("/sys/fs/bpf/any"))
+
+        for _ in range(20):
+            for point in host.mounts("bpf"):
+                subprocess.run(["umount", "--lazy", point], check=True)
+            barrier = threading.Barrier(8)
+            threads = [threading.Thread(target=mount) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            print(len(host.mounts("bpf")))
+        """
+    program = [sys.executable, "-c", textwrap.dedent(code)]
+    told = run("unshare", "--mount", "--propagation", "private", *program)
+    assert told.split() == ["1"] * 20
 
 
 def test_opted_out_pods_and_addresses_are_both_looked_for_at_the_start(node: AgentProcess) -> None:

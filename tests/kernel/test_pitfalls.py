@@ -59,7 +59,7 @@ FEW = replace(SMALL, buckets=16, overflow=16)
 
 def datagram_socket(family: int = socket.AF_INET) -> socket.socket:
     client = socket.socket(family, socket.SOCK_DGRAM)
-    client.settimeout(5)
+    client.settimeout(60)
     return client
 
 
@@ -281,7 +281,7 @@ def announcing(vip: str, port: int) -> Iterator[Callable[[], socket.socket]]:
         )
         server.bind(("0.0.0.0", port))
         server.listen(16)
-        server.settimeout(5)
+        server.settimeout(60)
         run("ip", "mptcp", "limits", "set", "subflows", "2", "add_addr_accepted", "2")
         run("ip", "mptcp", "endpoint", "add", vip, "signal")
 
@@ -289,7 +289,7 @@ def announcing(vip: str, port: int) -> Iterator[Callable[[], socket.socket]]:
             client = stack.enter_context(
                 socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
             )
-            client.settimeout(5)
+            client.settimeout(60)
             client.connect(("10.244.0.1", port))
             accepted, _ = server.accept()
             stack.enter_context(accepted)

@@ -309,6 +309,7 @@ def test_session_affinity_is_switched_on_and_off(node: Home) -> None:
     [kept] = reached(four)
     # All kinds of sockets, and all of a port's: UDP is another port of the Service.
     assert reached(four, kind="tcp") == reached(f"::ffff:{four}", kind="tcp") == {kept}
+    until(lambda: len(reached(four, kind="udp")) == 1, "the same of UDP")
     assert len(reached(four, kind="udp") | reached(four, kind="unconnected udp")) == 1
     node.members("sticky", *((a, {}) for a in (ONE, TWO, THREE) if a != kept))
     until(lambda: kept not in reached(four, times=1), "another one")
@@ -382,7 +383,7 @@ def test_an_opted_out_pod_sees_services_as_they_are(node: Home, by: str) -> None
 
 def udp_client(host: str, port: int = PORT) -> socket.socket:
     client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    client.settimeout(20)
+    client.settimeout(60)
     client.connect((host, port))
     return client
 
@@ -404,7 +405,7 @@ def test_udp_sockets_end_with_their_endpoint_and_status_counts_them(node: Home) 
         udp_client(ONE, node.servers.port) as direct,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected,
     ):
-        unconnected.settimeout(5)
+        unconnected.settimeout(60)
         unconnected.sendto(b"?", (four, PORT))
         assert unconnected.recv(64) == ONE.encode()
         # Terminating it may keep what it has.
@@ -436,7 +437,7 @@ def held_connection(
         node.write(f"{name}.yaml", service_of(name, (vip,), PORT))
         node.write(f"{name}-slice.yaml", slice_of(name, [(THREE, {})], port, name=f"{name}-slice"))
         until(lambda: client.connect_ex((vip, PORT)) in (0, errno.EISCONN), "the connection")
-        client.settimeout(20)
+        client.settimeout(60)
         accepted, _ = server.accept()
         server.close()
         with accepted:

@@ -43,7 +43,10 @@ class Supervisor:
         self.heard.clear()
 
     def hears(self, line: str) -> None:
-        until(lambda: any(each.startswith(line) for each in self.listen()), f"{line}: {self.heard}")
+        until(
+            lambda: any(each.startswith(line) for each in self.listen()),
+            lambda: f"{line}: {self.heard}",
+        )
 
     def close(self) -> None:
         self._socket.close()
@@ -130,7 +133,7 @@ def test_a_stuck_agent_gives_no_sign_and_what_ends_it_has_it_say_where_it_stood(
     # As the watchdog does it.
     node.process.send_signal(signal.SIGABRT)
     node.process.send_signal(signal.SIGCONT)
-    assert node.process.wait(10) == -signal.SIGABRT
+    assert node.process.wait(60) == -signal.SIGABRT
     assert "_follow" in node.log.read_text()
     # The kernel goes on, and the next agent from there.
     node.start()
@@ -143,6 +146,7 @@ def test_a_reload_takes_a_good_configuration_and_keeps_it_when_a_bad_one_comes(
     config = tmp_path / "config.yaml"
     config.write_text(HEAD + "externalIPs: all\n")
     node.start("--config", str(config))
+    supervisor.hears("READY=1")
     supervisor.forget()
 
     config.write_text(HEAD + "externalIPs: local\n")

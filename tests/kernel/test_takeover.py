@@ -36,7 +36,8 @@ def nftables(*without: str) -> None:
 
 def iptables(*without: str) -> None:
     text = lines_without((_DATA / "iptables.save").read_text(), "sctp", "nfacct", *without)
-    subprocess.run(["iptables-restore"], input=text, text=True, check=True)
+    # A legacy iptables has one lock for all namespaces; a test beside this one may hold it.
+    subprocess.run(["iptables-restore", "-w", "60"], input=text, text=True, check=True)
 
 
 LOADERS = {"nftables": ("nft", nftables), "iptables": ("iptables-restore", iptables)}

@@ -92,14 +92,14 @@ def send(eth: str, port: int) -> None:
 def test_decisions_have_addresses_device_and_service(serving: AgentProcess, eth: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((ENDPOINT, TARGET))
-        server.settimeout(10)
+        server.settimeout(60)
         tracing = trace(serving, "-o", "json", "--service", "default/web", "--count", "3")
         try:
             send(eth, NODE_PORT)
             data, client = server.recvfrom(100)
             assert (data, client) == (b"hello", (CLIENT, 40000))
             server.sendto(b"reply", client)
-            out, told = tracing.communicate(timeout=30)
+            out, told = tracing.communicate(timeout=120)
         finally:
             tracing.kill()
             tracing.wait()
@@ -136,7 +136,7 @@ def test_a_filter_shows_only_what_it_asks_for(serving: AgentProcess, eth: str) -
     try:
         send(eth, NODE_PORT)
         send(eth, 30081)
-        out, _ = tracing.communicate(timeout=30)
+        out, _ = tracing.communicate(timeout=120)
     finally:
         tracing.kill()
         tracing.wait()

@@ -17,7 +17,8 @@ from tests.kernel.test_never_drop import VIP, Hammer, everywhere
 from tests.support.agents import AgentProcess, endpoints, service
 from tests.support.kernel import until
 
-pytestmark = pytest.mark.kernel
+# Several agents a test, and the verifier: 90 s on a machine four times as busy as it has CPUs.
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
 CHANGES = {
     "the program": ((("sock.c", "#define REJECT 0", "#define REJECT 0 /* changed */"),), ()),

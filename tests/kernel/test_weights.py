@@ -62,10 +62,10 @@ def test_an_endpoint_of_weight_zero_gets_nothing(lab: Lab, algorithm: str) -> No
 def test_connections_come_by_weight(lab: Lab, algorithm: str) -> None:
     with servers(2) as ports:
         serve(lab, ports, algorithm=ALGORITHMS[algorithm], weights=(10, 90))
-        # By chance alone this is off by five deviations at most.
-        assert 4 <= peers(300, lab)[ports[0]] <= 57
+        # By chance alone it is another number once in 10**8.
+        assert 4 <= peers(300, lab)[ports[0]] <= 62
         serve(lab, ports, algorithm=ALGORITHMS[algorithm], weights=(90, 10))
-        assert 4 <= peers(300, lab)[ports[1]] <= 57
+        assert 4 <= peers(300, lab)[ports[1]] <= 62
 
 
 def test_by_a_table_a_client_keeps_its_endpoint_while_that_is_there(lab: Lab) -> None:
@@ -125,8 +125,10 @@ def test_a_new_agent_finds_weights_and_policies_as_they_are(lab: Lab) -> None:
 
 
 def test_an_ejection_is_counted_for_the_service_port_and_no_longer_when_it_goes(lab: Lab) -> None:
-    with tcp_server() as (dead, port):
-        dead.close()
+    with socket.socket() as dead:
+        # Nobody listens there, and no server that comes next may get the port.
+        dead.bind(("127.0.0.1", 0))
+        port = dead.getsockname()[1]
         with servers(2) as ports:
             policy = Policy(
                 True, streak=1, shortest=10**11, longest=10**11, trial=10**9, most_percent=50

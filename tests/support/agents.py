@@ -161,7 +161,10 @@ class AgentProcess:
                 env=self._environment(source),
             )
         if wait:
-            until(self.settled, f"an attached agent; its log: {self.log.read_text()}", STARTS)
+            until(self.settled, self.waits, STARTS)
+
+    def waits(self) -> str:
+        return f"an attached agent; its log: {self.log.read_text()}"
 
     @staticmethod
     def _environment(source: Path | None) -> dict[str, str]:

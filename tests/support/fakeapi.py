@@ -139,7 +139,7 @@ class FakeApi:
             waiting = self._faults[plural, verb]
             return waiting.pop(0) if waiting else ""
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> bool:
         """For what comes with a request or a change."""
         with self.changed:
             return self.changed.wait_for(condition, seconds)

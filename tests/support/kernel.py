@@ -97,6 +97,9 @@ def own_network() -> None:
     subprocess.run(
         ["ip", "-batch", "-"], input="\n".join(lines), check=True, capture_output=True, text=True
     )
+    # Who dials one endpoint without a pause has used all ports within seconds, and waits for old
+    # connections to be forgotten. The kernel's default, 2, takes them only at 127.0.0.0/8 and ::1.
+    Path("/proc/sys/net/ipv4/tcp_tw_reuse").write_text("1\n")
 
 
 class Cgroup:
@@ -260,12 +263,15 @@ def wildcard(vip: str, owner: PortName) -> Entry:
     return Entry(Frontend(to_address(vip), 0, 0), owner)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
-    """Waits for something that must come; never a measure of speed."""
+def until(
+    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 60.0
+) -> None:
+    """Waits for something that must come; never a measure of speed. `what` it was may depend on
+    how far it has come."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"never came: {what}")
+            raise AssertionError(f"never came: {what() if callable(what) else what}")
         time.sleep(0.005)
 
 
@@ -288,6 +294,22 @@ def udp_server(address: str = "127.0.0.1") -> Iterator[tuple[socket.socket, int]
         yield server, server.getsockname()[1]
 
 
+def arrived(count: int, *servers: socket.socket) -> list[list[tuple[bytes, Any]]]:
+    """So many datagrams with their senders, by the server that they came to. A busy kernel delivers
+    at loopback, too, after the send has returned (ksoftirqd)."""
+    found: list[list[tuple[bytes, Any]]] = [[] for _ in servers]
+
+    def all_came() -> bool:
+        for server, got in zip(servers, found, strict=True):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    got.append(server.recvfrom(2048, socket.MSG_DONTWAIT))
+        return sum(map(len, found)) >= count
+
+    until(all_came, lambda: f"{count} datagrams; {found}")
+    return found
+
+
 def child(code: str, *arguments: str) -> subprocess.Popen[str]:
     """A Python program of its own, in this process's cgroup and namespace."""
     return subprocess.Popen(
@@ -306,6 +328,7 @@ __all__ = [
     "UDP",
     "Cgroup",
     "Lab",
+    "arrived",
     "backend",
     "child",
     "entry",

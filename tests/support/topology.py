@@ -97,7 +97,7 @@ class NodeAgent(AgentProcess):
                 env=self._environment(self._source),
             )
         if wait:
-            until(self.attached, f"an attached agent; its log: {self.log.read_text()}", STARTS)
+            until(self.attached, self.waits, STARTS)
 
     def attached(self) -> bool:
         """And its device is served."""
@@ -227,7 +227,7 @@ class Topology:
 
     # -- the client ----------------------------------------------------------------------------
 
-    def connect(self, address: str, port: int = NODE_PORT, timeout: float = 5) -> socket.socket:
+    def connect(self, address: str, port: int = NODE_PORT, timeout: float = 20) -> socket.socket:
         """A TCP connection of the client; the greeting has not been read."""
         with inside(self.client):
             return socket.create_connection((address, port), timeout)
@@ -242,7 +242,7 @@ class Topology:
         """The same of one datagram of that length, and an answer as long."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with inside(self.client), socket.socket(family, socket.SOCK_DGRAM) as made:
-            made.settimeout(5)
+            made.settimeout(20)
             made.sendto(bytes(length), (address, port))
             answer, source = made.recvfrom(65536)
         assert (len(answer), source[:2]) == (length, (address, port))
@@ -260,8 +260,9 @@ class Topology:
 
 
 def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    """Whether all four sockets are there: TCP and UDP of both families."""
+    tables = [Path("/proc/thread-self/net", name) for name in ("tcp", "tcp6", "udp", "udp6")]
+    return all(f":{port:04X} " in table.read_text() for table in tables)
 
 
 __all__ = ["CLIENT", "NODE_PORT", "PORT", "VIP", "Node", "NodeAgent", "Pod", "Topology", "lacking"]

@@ -14,7 +14,7 @@ from pointsman.config import mounted
 from pointsman.config.configuration import BadConfiguration
 from pointsman.config.watch import ConfigWatch
 
-WAIT = 10.0  # seconds, far more than it takes
+WAIT = 60.0  # seconds, far more than it takes
 
 
 class Watched:

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointsman.dns import DnsServer
-from pointsman.dnslisten import DnsListenError
+from pointsman.dnslisten import DnsListenError, bind
 from pointsman.dnsupstream import upstreams_from_resolv_conf
 from pointsman.objects import (
     Endpoint,
@@ -41,7 +41,7 @@ Handler = Callable[[dns.message.Message, bool], "dns.message.Message | bytes | N
 WEB = "web.default.svc.cluster.local"
 BIG = "big.default.svc.cluster.local"
 OUT = "out.default.svc.cluster.local"
-WAIT = 5  # seconds until a client gives up, far beyond what any reply here takes
+WAIT = 60  # seconds until a client gives up, far beyond what any reply here takes
 
 
 def service(name: str, ip: str = "", external: str = "") -> Service:
@@ -91,10 +91,11 @@ class Upstream:
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.asked: list[tuple[str, bool]] = []
-        self.tcp = socket.create_server(("127.0.0.1", 0))
+        self.udp, self.tcp = bind("127.0.0.1", 0)
+        for each in (self.udp, self.tcp):
+            each.setblocking(True)
+        self.tcp.listen()
         self.address: tuple[str, int] = self.tcp.getsockname()
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(self.address)
         for target in (self._serve_udp, self._serve_tcp):
             threading.Thread(target=target, daemon=True).start()
 
@@ -393,7 +394,7 @@ def test_the_next_upstream_is_asked_after_one_that_is(
     zone: Zone, upstream: Callable[[Handler], Upstream], first: Handler, tcp: bool
 ) -> None:
     bad, fine = upstream(first), upstream(good)
-    server = DnsServer(zone, [("127.0.0.1", 0)], [bad.address, fine.address], timeout=0.3)
+    server = DnsServer(zone, [("127.0.0.1", 0)], [bad.address, fine.address])
     with serving(server) as address:
         reply = ask(address, "example.com", tcp=tcp)
     assert addresses(reply) == ["192.0.2.80"]

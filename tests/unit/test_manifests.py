@@ -442,7 +442,7 @@ class Watched:
         self.changes: list[Changed] = []
 
     def until(self, reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while not reached():
             assert time.monotonic() < deadline, (self.state, self.problems)
             try:
@@ -486,7 +486,7 @@ def watching(directory: Path, rescan: float = 30.0) -> Iterator[Watched]:
         yield watched
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 

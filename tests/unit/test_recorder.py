@@ -21,7 +21,7 @@ from pointsman.kube.recorder import RESULTS, Bucket, Recorder
 from pointsman.objects import Ref
 from pointsman.telemetry.kubeevents import body, cut, of_problem
 
-WAIT = 5  # seconds, far beyond what anything here takes
+WAIT = 60  # seconds, far beyond what anything here takes
 WEB = Ref("Service", "default", "web")
 NODE = Ref("Node", "", "a")
 HOUR = 3600.0
@@ -357,11 +357,11 @@ def test_a_bucket_fills_up_again_but_not_beyond() -> None:
 
 
 def test_stop_does_not_wait_for_tokens(events: Events) -> None:
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     with running(events, burst=1, rate=0.001) as agent:
         agent.recorder.problems(many(5))
         agent.until(lambda counted: counted["written"] == 1)
-    assert threading.active_count() == before
+    assert {*threading.enumerate()} <= before
 
 
 def test_a_long_note_is_cut_between_characters() -> None:

@@ -26,9 +26,10 @@ class Back:
     def frames(self, number: int) -> list[bytes]:
         """All that came since the last time, which are so many."""
         found: list[bytes] = []
-        end = time.monotonic() + 2
+        end = time.monotonic() + 60
         while len(found) < number and time.monotonic() < end:
             found += self._now()
+            time.sleep(0.001)
         return found + self._now()
 
     def _now(self) -> list[bytes]:

@@ -44,7 +44,7 @@ class _Pair:
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[side]})
         for at, frames in enumerate(self._frames):
             struct.pack_into("=I", self._shared, side * 64, at + 1)
-            end = time.monotonic() + 2
+            end = time.monotonic() + 60
             while self._at(1 - side) <= at and time.monotonic() < end:
                 pass
             for number in numbers:

@@ -79,8 +79,8 @@ def tun(node: Node, missing: Callable[[str], None]) -> Iterator[Tun]:
 
 
 def _wait(source: int, read: Callable[[], bytes], is_it: Callable[[bytes], bool]) -> bytes:
-    """The first that fits, of what comes within a second; b"" if none does."""
-    end = time.monotonic() + 1
+    """The first that fits, of what comes within a minute; b"" if none does."""
+    end = time.monotonic() + 60
     while (left := end - time.monotonic()) > 0 and select.select([source], [], [], left)[0]:
         if is_it(data := read()):
             return data
