@@ -260,7 +260,7 @@ def wildcard(vip: str, owner: PortName) -> Entry:
     return Entry(Frontend(to_address(vip), 0, 0), owner)
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+def until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> None:
     """Waits for something that must come; never a measure of speed."""
     deadline = time.monotonic() + seconds
     while not condition():
