@@ -264,7 +264,7 @@ def wildcard(vip: str, owner: PortName) -> Entry:
 
 
 def until(
-    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 60.0
+    condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = 120.0
 ) -> None:
     """Waits for something that must come; never a measure of speed. `what` it was may depend on
     how far it has come."""
