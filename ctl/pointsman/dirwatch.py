@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -37,13 +38,18 @@ class DirectoryWatch(FileSystemEventHandler):
     #: Opening and closing a file to read it are events too: our own reading must not wake us.
     CHANGES = frozenset(("created", "modified", "moved", "deleted", "closed"))
 
-    def __init__(self, directory: Path, rescan: float, *, recursive: bool = True) -> None:
+    def __init__(
+        self, directory: Path, rescan: float, *, recursive: bool = True, patience: float = 30.0
+    ) -> None:
         self.event = threading.Event()
         self.problem: Problem | None = None
         self._directory, self._rescan, self._recursive = directory, rescan, recursive
         self._observer: BaseObserver = Observer()
         self._watched: tuple[str, int, int] | None = None
         self._lost = False
+        self._patience = patience
+        #: Files that were changed and not closed since, and when the first change was seen.
+        self._written: dict[str, float] = {}
 
     def __enter__(self) -> DirectoryWatch:
         self._observer.start()
@@ -64,7 +70,23 @@ class DirectoryWatch(FileSystemEventHandler):
         # An inode number can come back with a directory made anew, so it alone tells nothing.
         if event.event_type in ("deleted", "moved") and self._watched:
             self._lost = self._lost or os.fsdecode(event.src_path) == self._watched[0]
+        if event.event_type != "modified":
+            self._written.pop(os.fsdecode(event.src_path), None)
+        elif not event.is_directory:
+            self._written.setdefault(os.fsdecode(event.src_path), time.monotonic())
         self.event.set()
+
+    def writing(self) -> set[str]:
+        """The files that somebody is about to write: `kubectl get … > FILE` empties it at first and
+        fills it seconds later. Nobody is waited for longer than `patience` seconds."""
+        since, root = time.monotonic() - self._patience, self._watched
+        found = set()
+        for path, at in list(self._written.items()):
+            if at < since:
+                self._written.pop(path, None)
+            elif root:
+                found.add(str(self._directory / os.path.relpath(path, root[0])))
+        return found
 
     def follow(self) -> bool:
         """Watches what stands at the directory's path now; True if that is not what it was."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pointsman import lastgood
@@ -27,9 +27,10 @@ class ManifestSource:
     for any.
 
     `max_bytes` is the most a file may have. Changes are read once the directory has been quiet
-    for `quiet` seconds (or has been busy for 20 times that), and everything is looked at again
-    every `rescan` seconds, for file systems that tell no one about changes. `memory` is a file
-    where `run` keeps the last good versions for the next start.
+    for `quiet` seconds (or has been busy for 20 times that), a file that is being written once it
+    is closed (or was open for `patience` seconds), and everything is looked at again every `rescan`
+    seconds, for file systems that tell no one about changes. `memory` is a file where `run` keeps
+    the last good versions for the next start.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class ManifestSource:
         max_bytes: int = MAX_BYTES,
         quiet: float = 0.06,
         rescan: float = 30.0,
+        patience: float = 30.0,
     ) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
         self._quiet = quiet
         self._rescan = rescan
+        self._patience = patience
         self._files: dict[str, ManifestFile] = {}
         #: The files that name an object, the one that was there first in front.
         self._claims: dict[Ref, list[str]] = {}
@@ -53,6 +56,8 @@ class ManifestSource:
         self._faults: list[Problem] = []
         #: What is in force is not what was saved; the earliest time to save it.
         self._unsaved, self._save_at = False, 0.0
+        #: The files that are not to be read now: half of one would delete the other half.
+        self._writing: Callable[[], Collection[str]] = tuple
         #: The directory itself could not be read the last time.
         self._blind = False
         #: Of the file system that the directory was on when it was last read.
@@ -78,8 +83,10 @@ class ManifestSource:
         Listed before it was read once, and later the last state stays. Notices `stop` within a
         quarter of a second.
         """
-        with DirectoryWatch(self._directory, self._rescan) as wake:
+        watch = DirectoryWatch(self._directory, self._rescan, patience=self._patience)
+        with watch as wake:
             wake.follow()  # before the first reading, so that no change falls between the two
+            self._writing = wake.writing
             listed, _ = self.read()
             known = not self._blind
             if known:
@@ -147,7 +154,7 @@ class ManifestSource:
             self._save_at = now + 100 * (now - began)
 
     def _settle(self, event: threading.Event) -> None:
-        """Waits for the end of a burst of events: half of a file would delete the other half."""
+        """Waits for the end of a burst of events."""
         end = time.monotonic() + 20 * self._quiet
         while True:
             event.clear()
@@ -187,8 +194,11 @@ class ManifestSource:
         touched: set[Ref] = set()
         for path in gone:
             touched |= self._replace(path, None)
+        writing = self._writing()
         for path, status in sorted(found.files.items()):
             before = self._files.get(path)
+            if before and path in writing:
+                continue
             if before is None or before.signature != signature(status):
                 file = load(path, status, self._max_bytes)
                 # Gone since the walk: the next one tells whether the directory is, too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
@@ -105,6 +106,22 @@ def test_a_file_written_in_place_or_renamed_over_is_seen(
     (tmp_path / "config.yaml.new").write_text("three")
     (tmp_path / "config.yaml.new").rename(path)
     assert watched.next() == b"three"
+
+
+def test_what_is_being_written_is_not_read_before_it_is_closed(
+    tmp_path: Path, watch: Callable[[Path], Watched]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("one")
+    watched = watch(path)
+    assert watched.next() == b"one"
+    with path.open("w") as file:
+        time.sleep(0.5)
+        file.write("half, ")
+        file.flush()
+        time.sleep(0.5)
+        file.write("whole")
+    assert watched.next() == b"half, whole"
 
 
 def test_who_asks_has_it_read_again_though_nothing_changed_and_hears_when_that_is_done(

@@ -476,9 +476,9 @@ class Watched:
 
 
 @contextmanager
-def watching(directory: Path, rescan: float = 30.0) -> Iterator[Watched]:
+def watching(directory: Path, rescan: float = 30.0, patience: float = 30.0) -> Iterator[Watched]:
     watched, stop = Watched(), threading.Event()
-    source = ManifestSource(directory, quiet=0.03, rescan=rescan)
+    source = ManifestSource(directory, quiet=0.03, rescan=rescan, patience=patience)
     thread = threading.Thread(target=source.run, args=(watched.events.put, stop))
     thread.start()
     try:
@@ -503,6 +503,44 @@ class TestWatching:
             (tmp_path / "b.yaml").unlink()
             watched.until_ports(a=3)
             assert watched.changes[-1] == Changed((), (ref("b"),))
+
+    def test_what_is_being_written_says_what_it_said(self, tmp_path: Path) -> None:
+        """As `kubectl get … > FILE` does it, which empties the file and fills it later."""
+        (tmp_path / "a.yaml").write_text(service("a", 1) + service("b", 2))
+        with watching(tmp_path) as watched:
+            watched.until_ports(a=1, b=2)
+            with (tmp_path / "a.yaml").open("w") as file:
+                (tmp_path / "c.yaml").write_text(service("c", 3))
+                watched.until_ports(a=1, b=2, c=3)
+                file.write(service("a", 4))
+                file.flush()
+                assert watched.stays(lambda: len(watched.state) == 3)
+                file.write(service("b", 5))
+            watched.until_ports(a=4, b=5, c=3)
+            assert all(not change.deleted for change in watched.changes)
+            (tmp_path / "a.yaml").write_text("")
+            watched.until_ports(c=3)
+
+    def test_a_file_that_nobody_closes_is_read_in_the_end(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text(service("a", 1))
+        with watching(tmp_path, rescan=0.5, patience=1.0) as watched:
+            watched.until_ports(a=1)
+            with (tmp_path / "a.yaml").open("w") as file:
+                file.write(service("a", 2))
+                file.flush()
+                watched.until_ports(a=2)
+
+    def test_a_file_that_is_gone_before_it_was_closed_is_gone(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text(service("a", 1))
+        with watching(tmp_path) as watched:
+            watched.until_ports(a=1)
+            with (tmp_path / "a.yaml").open("a") as file:
+                file.write(service("b", 2))
+                file.flush()
+                (tmp_path / "a.yaml").unlink()
+                watched.until_ports()
+                (tmp_path / "a.yaml").write_text(service("a", 3))
+                watched.until_ports(a=3)
 
     def test_folders_made_moved_and_removed_are_picked_up(self, tmp_path: Path) -> None:
         with watching(tmp_path) as watched:

@@ -60,7 +60,7 @@ class ConfigWatch:
                     log.warning("%s", wake.problem)
                 requests = self._requests.take()
                 if woken or requests or time.monotonic() - looked >= self._rescan:
-                    self._settle(wake.event, stop)
+                    self._settle(wake, stop)
                     now, looked = self._look(), time.monotonic()
                     if now != known or requests:
                         known = now
@@ -75,9 +75,12 @@ class ConfigWatch:
         except BadConfiguration as bad:
             return str(bad)
 
-    def _settle(self, event: threading.Event, stop: threading.Event) -> None:
-        """Waits for the end of a row of changes, two seconds at most."""
+    def _settle(self, wake: DirectoryWatch, stop: threading.Event) -> None:
+        """Waits for the end of a row of changes, two seconds at most, and of writing."""
         end = time.monotonic() + 2.0
-        event.clear()
-        while time.monotonic() < end and not stop.is_set() and event.wait(self._quiet):
-            event.clear()
+        wake.event.clear()
+        while not stop.is_set():
+            changes = wake.event.wait(self._quiet) and time.monotonic() < end
+            wake.event.clear()
+            if not changes and str(self._path) not in wake.writing():
+                return
