@@ -7,3 +7,6 @@ from pathlib import Path
 
 os.environ["POINTSMAN_DEVICES"] = "none"
 os.environ.setdefault("POINTSMAN_COMPILED", str(Path(__file__).parents[1] / ".cache" / "compiled"))
+# An emulated machine takes minutes for the verifier, as does one that has four times as much to
+# do as it has CPUs.
+os.environ.setdefault("POINTSMAN_LOAD_TIMEOUT", "400")

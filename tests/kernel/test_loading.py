@@ -107,7 +107,7 @@ def test_a_compiler_that_hangs_over_packets_is_ended(
     source = changed_source(("packets.c", _INCLUDE, f"#include <{endless}>\n{_INCLUDE}"))
     pins = Pins(root, SMALL, source)
     pins.load()
-    monkeypatch.setattr(loading, "TIMEOUT", 3.0)
+    monkeypatch.setenv("POINTSMAN_LOAD_TIMEOUT", "3")
     loaded = pins.load(packets=True)
     assert "had not finished after 3 s" in loaded.packets_error
     assert pins.load().generation == loaded.generation
