@@ -180,6 +180,7 @@ def up(verbose: bool, **params: Any) -> None:
     faulthandler.enable(2)
     log_level(verbose=verbose)
     host.require_root()
+    host.allow_files()
     context = click.get_current_context()
     config = params.pop("config")
     settings = settings_of(params)
