@@ -20,6 +20,7 @@ from pointsman import host, netlink, netns, state, systemd
 from pointsman.builtin import DnsService, dns_address
 from pointsman.devicewatch import DevicesNow
 from pointsman.dns import DnsServer
+from pointsman.dnsupstream import ResolvConf
 from pointsman.draining import Draining
 from pointsman.edge import Edge
 from pointsman.errors import PointsmanError
@@ -275,7 +276,8 @@ class Agent:
             return
         own = [dns_address(cidr) for cidr in settings.service_cidrs]
         zone = Zone(settings.domain, nameservers=own)
-        server = DnsServer(zone, settings.dns_listen, settings.dns_upstreams, own=own)
+        upstreams = ResolvConf() if settings.dns_upstreams is None else settings.dns_upstreams
+        server = DnsServer(zone, settings.dns_listen, upstreams, own=own)
         server.start()
         self._sync.zone = zone
         families = {":" in address for address, _ in server.addresses}
