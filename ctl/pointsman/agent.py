@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pointsman import host, netlink, netns, state, systemd
+from pointsman import host, loading, netlink, netns, state, systemd
 from pointsman.builtin import DnsService, dns_address
 from pointsman.devicewatch import DevicesNow
 from pointsman.dns import DnsServer
@@ -187,7 +187,7 @@ class Agent:
             # Not before what may yet be refused: who can't start leaves nothing behind.
             Pins(settings.bpffs).prepare_root()
             lock.pins(settings.bpffs)
-            self._sync.open()
+            self._sync.open(self._stop)
             self._telemetry.loading(self._sync.loaded.packets_due)
             self._left_behind = LeftBehind(
                 self._sync.loaded.generation.maps,
@@ -205,6 +205,8 @@ class Agent:
                 thread.start()
                 threads.append(thread)
             self._follow()
+        except loading.Stopped:
+            log.info("told to end before the programs were loaded")
         except Exception as error:
             self.failed = str(error) if isinstance(error, PointsmanError) else repr(error)
             raise

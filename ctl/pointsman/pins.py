@@ -22,6 +22,7 @@ import os
 import platform
 import shutil
 import stat
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,6 +68,8 @@ class Pins:
     root: Path
     sizes: Sizes = field(default_factory=Sizes)
     source_directory: Path = field(default_factory=abi.source_directory)
+    #: Ends loading amid a compilation: `load` raises loading.Stopped then.
+    stop: threading.Event = field(default_factory=threading.Event)
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -288,7 +291,7 @@ class Pins:
     def _compile_sockets(self, generation: Generation) -> None:
         try:
             self._compile(generation, loading.SOCKETS)
-        except errors.PointsmanError:
+        except (errors.PointsmanError, loading.Stopped):
             shutil.rmtree(generation.directory, ignore_errors=True)
             raise
 
@@ -305,7 +308,7 @@ class Pins:
             "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
             "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
         }
-        loading.load(module, request)
+        loading.load(module, request, self.stop)
 
     # -- packets -----------------------------------------------------------------------------
 

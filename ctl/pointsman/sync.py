@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -82,8 +83,10 @@ class Sync:
         self.totals = {"syncs": 0, "failures": 0}
         self.last: dict[str, Any] = {}
 
-    def open(self) -> None:
-        """Loads the programs and reads the maps. Raises what `Pins.load` does."""
+    def open(self, stop: threading.Event) -> None:
+        """Loads the programs and reads the maps. Raises what `Pins.load` does, also when `stop` is
+        set meanwhile: on a busy machine a compilation takes longer than who ends us waits."""
+        self._pins.stop = stop
         self._loaded = self._pins.load(packets=self._settings.packets.wanted, later=True)
         name = self._loaded.generation.name
         log.info("loaded generation=%s fresh=%s", name, self._loaded.fresh)
