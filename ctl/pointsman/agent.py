@@ -341,6 +341,7 @@ class Agent:
                 gc.set_threshold(*COLLECT)
             if (touched := self._sync.retry(_RETRY)) is not None:
                 self._synced(touched, whole=True)
+            self._status_due |= self._sync.hold()
             pause = _HEARTBEAT if self._status_due else _IDLE
             if time.monotonic() - self._status_at >= pause:
                 self._write_status()

@@ -416,6 +416,17 @@ class Pins:
         self._point_to(generation)
         return changed
 
+    def hold(self, generation: Generation, cgroup: Path) -> list[str]:
+        """Attaches again what has come off since: a cgroup that is removed takes its links along,
+        and one that is made anew has none; pins may be deleted. The hooks that changed. Raises
+        NotLoaded where the programs are gone, too; OSError, and what `attach` does."""
+        links = SocketLinks(self.root)
+        if not (generation.programs / HOOKS[0].name).exists():
+            raise errors.NotLoaded(
+                f"what was pinned under {self.root} is gone; 'pointsman up' loads it again"
+            )
+        return [] if links.whole(generation.programs, cgroup) else self.attach(generation, cgroup)
+
     def drop_others(self, generation: Generation) -> None:
         """Unpins every generation but this one. Its maps stay as long as something uses them."""
         (generation.maps / "previous_load").unlink(missing_ok=True)
