@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pointsman import host, netlink, netns, state, systemd
+from pointsman import host, loading, netlink, netns, state, systemd
 from pointsman.builtin import DnsService, dns_address
 from pointsman.devicewatch import DevicesNow
 from pointsman.dns import DnsServer
+from pointsman.dnsupstream import ResolvConf
 from pointsman.draining import Draining
 from pointsman.edge import Edge
 from pointsman.errors import PointsmanError
@@ -186,7 +187,7 @@ class Agent:
             # Not before what may yet be refused: who can't start leaves nothing behind.
             Pins(settings.bpffs).prepare_root()
             lock.pins(settings.bpffs)
-            self._sync.open()
+            self._sync.open(self._stop)
             self._telemetry.loading(self._sync.loaded.packets_due)
             self._left_behind = LeftBehind(
                 self._sync.loaded.generation.maps,
@@ -204,6 +205,8 @@ class Agent:
                 thread.start()
                 threads.append(thread)
             self._follow()
+        except loading.Stopped:
+            log.info("told to end before the programs were loaded")
         except Exception as error:
             self.failed = str(error) if isinstance(error, PointsmanError) else repr(error)
             raise
@@ -275,7 +278,8 @@ class Agent:
             return
         own = [dns_address(cidr) for cidr in settings.service_cidrs]
         zone = Zone(settings.domain, nameservers=own)
-        server = DnsServer(zone, settings.dns_listen, settings.dns_upstreams, own=own)
+        upstreams = ResolvConf() if settings.dns_upstreams is None else settings.dns_upstreams
+        server = DnsServer(zone, settings.dns_listen, upstreams, own=own)
         server.start()
         self._sync.zone = zone
         families = {":" in address for address, _ in server.addresses}
@@ -337,6 +341,7 @@ class Agent:
                 gc.set_threshold(*COLLECT)
             if (touched := self._sync.retry(_RETRY)) is not None:
                 self._synced(touched, whole=True)
+            self._status_due |= self._sync.hold()
             pause = _HEARTBEAT if self._status_due else _IDLE
             if time.monotonic() - self._status_at >= pause:
                 self._write_status()

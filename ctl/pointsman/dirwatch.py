@@ -71,7 +71,8 @@ class DirectoryWatch(FileSystemEventHandler):
         if event.event_type in ("deleted", "moved") and self._watched:
             self._lost = self._lost or os.fsdecode(event.src_path) == self._watched[0]
         if event.event_type != "modified":
-            self._written.pop(os.fsdecode(event.src_path), None)
+            for path in (event.src_path, event.dest_path):  # of a move, else ""
+                self._written.pop(os.fsdecode(path), None)
         elif not event.is_directory:
             self._written.setdefault(os.fsdecode(event.src_path), time.monotonic())
         self.event.set()

@@ -16,7 +16,7 @@ import itertools
 import logging
 import socket
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
 from typing import Any
@@ -40,7 +40,8 @@ _PIPELINE = 4  # queries of one TCP connection in work at a time
 class DnsServer:
     """Serves `zone` on each of `listen`, (IP address, port) with port 0 for any free one.
 
-    What is outside the zone goes to `upstreams` in order, and is REFUSED without any. It is
+    What is outside the zone goes to `upstreams` in order, and is REFUSED without any; a function
+    may give others each time, and the same list as long as they are the same. It is
     forwarded only for clients in the networks `allow`, on a listen address or one of `own`, and
     never to this server itself: an upstream that is a listen address, or whose host is in `own`
     (the server's ClusterIP), is left out. `timeout` (of each upstream) and `idle` (of a TCP
@@ -52,7 +53,7 @@ class DnsServer:
         self,
         zone: Zone,
         listen: Sequence[Address],
-        upstreams: Sequence[Address] | None = None,
+        upstreams: Sequence[Address] | Callable[[], Sequence[Address]] | None = None,
         *,
         allow: Sequence[str] = PRIVATE,
         own: Sequence[str] = (),
@@ -67,7 +68,11 @@ class DnsServer:
         self.upstreams: list[Address] = []
         self._zone = zone
         self._listen = tuple(listen)
-        self._candidates = [(ipaddress.ip_address(host), port) for host, port in upstreams or ()]
+        given = upstreams if callable(upstreams) else tuple(upstreams or ())
+        self._given = given if callable(given) else lambda: given
+        self._taken: Sequence[Address] = ()  # as given when `upstreams` was made
+        for host, _ in self._given():
+            ipaddress.ip_address(host)
         self._allow = [ipaddress.ip_network(network) for network in allow]
         self._own = {ipaddress.ip_address(address) for address in own}
         self._timeout = timeout
@@ -93,13 +98,7 @@ class DnsServer:
                 sock.close()
             raise
         self.addresses = [udp.getsockname()[:2] for udp, _ in pairs]
-        bound = {(ipaddress.ip_address(host), port) for host, port in self.addresses}
-        self.upstreams = []
-        for upstream in self._candidates:
-            if upstream[0] in self._own or upstream in bound:
-                log.warning("dns upstream %s port %d is this server: left out", *upstream)
-            else:
-                self.upstreams.append((str(upstream[0]), upstream[1]))
+        self._usable()
         self._responder = self._make_responder()
         started: Future[None] = Future()
         self._thread = threading.Thread(
@@ -118,12 +117,27 @@ class DnsServer:
     def _make_responder(self) -> Responder:
         return Responder(
             self._zone,
-            self.upstreams,
+            self._usable,
             lru_cache(4096)(self._in_networks),
             self.counters,
             timeout=self._timeout,
             payload=self._payload,
         )
+
+    def _usable(self) -> Sequence[Address]:
+        """The upstreams of now but for this server itself."""
+        given = self._given()
+        if given is not self._taken:
+            bound = {(ipaddress.ip_address(host), port) for host, port in self.addresses}
+            found = []
+            for host, port in given:
+                upstream = ipaddress.ip_address(host), port
+                if upstream[0] in self._own or upstream in bound:
+                    log.warning("dns upstream %s port %d is this server: left out", *upstream)
+                else:
+                    found.append((str(upstream[0]), port))
+            self.upstreams, self._taken = found, given
+        return self.upstreams
 
     def _in_networks(self, source: str) -> bool:
         address = ipaddress.ip_address(source)

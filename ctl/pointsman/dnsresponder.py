@@ -53,13 +53,14 @@ class Counters:
 class Responder:
     """Replies out of `zone`, and out of `upstreams` in order for clients that `is_local` takes.
 
-    `timeout` (of each upstream) is in seconds, `payload` is the largest UDP reply in octets.
+    `upstreams` is asked for each query. `timeout` (of each) is in seconds, `payload` is the largest
+    UDP reply in octets.
     """
 
     def __init__(
         self,
         zone: Zone,
-        upstreams: Sequence[Address],
+        upstreams: Callable[[], Sequence[Address]],
         is_local: Callable[[str], bool],
         counters: Counters,
         *,
@@ -107,7 +108,7 @@ class Responder:
             query = parse(wire)
         except DNSException:
             return self.error(wire, FORMERR)
-        recursion = bool(self._upstreams) and self._is_local(source)
+        recursion = bool(self._upstreams()) and self._is_local(source)
         if query.version:
             return self._reply(query, Answer(BADVERS), recursion, tcp)
         if query.rdclass != IN or query.type in (AXFR, IXFR):
@@ -160,7 +161,7 @@ class Responder:
     async def _ask(self, query: Query, tcp: bool) -> bytes | None:
         """The first upstream's reply that is none of failure, else the last failure's, or None."""
         failure = None
-        for upstream in self._upstreams:
+        for upstream in self._upstreams():
             try:
                 async with asyncio.timeout(self._timeout):
                     reply = await (ask_tcp if tcp else ask_udp)(upstream, query)

@@ -31,6 +31,27 @@ def upstreams_from_resolv_conf(path: str = "/etc/resolv.conf") -> list[Address]:
     return servers
 
 
+class ResolvConf:
+    """The name servers of resolv.conf(5) as it says now: a node's network may come up after its
+    agent, and get other resolvers at any time. One that is gone or says none, as while it is being
+    written, leaves the last ones. For one thread."""
+
+    def __init__(self, path: str = "/etc/resolv.conf") -> None:
+        self._path = path
+        self._seen: tuple[int, ...] = ()
+        self._servers: list[Address] = []
+
+    def __call__(self) -> list[Address]:
+        """The same list until it says others."""
+        with contextlib.suppress(OSError):
+            status = Path(self._path).stat()
+            now = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            if now != self._seen:
+                self._servers = upstreams_from_resolv_conf(self._path) or self._servers
+                self._seen = now
+        return self._servers
+
+
 async def ask_tcp(upstream: Address, query: Query) -> bytes:
     """The reply by a connection of its own. Raises OSError or EOFError."""
     message = secrets.token_bytes(2) + query.wire[2:]

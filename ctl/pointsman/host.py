@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import mmap
 import os
+import resource
 from pathlib import Path
 
 from pointsman import errors, portranges
@@ -116,6 +118,14 @@ def has(capability: str) -> bool:
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> _CAPABILITIES[capability] & 1)
     return True
+
+
+def allow_files() -> None:
+    """As many open files as we may have. 1024, what systemd gives at first, is meant for who calls
+    select(2); health checks of a few hundred Services use that up."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def give_back_memory() -> None:

@@ -3,6 +3,7 @@ other module along, and no two compilers are in memory at once."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,14 +30,20 @@ _OLDEST = {SOCKETS: "5.10", PACKETS: "6.1"}
 TIMEOUT = 120.0
 _VARIABLE = "POINTSMAN_LOAD_TIMEOUT"
 _ATTEMPTS = 3
+_LOOK = 0.2  # seconds between two looks whether it is to end
 
 
-def load(module: str, request: Mapping[str, Any]) -> None:
+class Stopped(Exception):
+    """Whoever waited for the loader is to end; so has the loader."""
+
+
+def load(module: str, request: Mapping[str, Any], stop: threading.Event) -> None:
     """Compiles and pins one module; `request` is what `pointsman.loader` reads beside its name.
-    Raises the error of `pointsman.errors` that says why it could not be."""
+    Raises the error of `pointsman.errors` that says why it could not be, Stopped if `stop` is set
+    before it is done."""
     timeout = _timeout()
     for attempt in range(_ATTEMPTS):
-        reply, told = _run({**request, "module": module}, timeout)
+        reply, told = _run({**request, "module": module}, timeout, stop)
         for level, text in reply.get("log", ()):
             log.log(level, "%s programs: %s", module, text)
         if "error" not in reply:
@@ -80,28 +88,53 @@ def _timeout() -> float:
     return found
 
 
-def _run(request: Mapping[str, Any], timeout: float) -> tuple[dict[str, Any], list[str]]:
+def _run(
+    request: Mapping[str, Any], timeout: float, stop: threading.Event
+) -> tuple[dict[str, Any], list[str]]:
     """The loader's reply, and what the compiler and the verifier said."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pointsman.loader"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    with process:
+        try:
+            said, told = _talk(process, json.dumps(request), timeout, stop)
+        except subprocess.TimeoutExpired as error:
+            # Of what it has printed until then only bytes are left.
+            told = (error.stderr or b"").decode(errors="replace")
+            message = f"the compiler was ended, because it had not finished after {timeout:g} s"
+            return {"kind": "NoCompiler", "error": message}, told.strip().splitlines()
+        finally:
+            process.kill()  # does nothing to one that has ended
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pointsman.loader"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired as error:
-        # Of what it has printed until then only bytes are left.
-        told = (error.stderr or b"").decode(errors="replace")
-        message = f"the compiler was ended, because it had not finished after {timeout:g} s"
-        return {"kind": "NoCompiler", "error": message}, told.strip().splitlines()
-    try:
-        reply: dict[str, Any] = json.loads(done.stdout)
+        reply: dict[str, Any] = json.loads(said)
     except ValueError:
-        reply = {"kind": "NoCompiler", "error": f"the compiler {_ended(done.returncode)}"}
-    return reply, done.stderr.strip().splitlines()
+        reply = {"kind": "NoCompiler", "error": f"the compiler {_ended(process.returncode)}"}
+    return reply, told.strip().splitlines()
+
+
+def _talk(
+    process: subprocess.Popen[str], request: str, timeout: float, stop: threading.Event
+) -> tuple[str, str]:
+    """What it prints on both its outputs. Raises TimeoutExpired, and Stopped."""
+    until = time.monotonic() + timeout
+    # Not by `communicate`: called again it does not send the rest.
+    if process.stdin:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(request)
+    while True:
+        left = until - time.monotonic()
+        try:
+            return process.communicate(timeout=max(0.0, min(left, _LOOK)))
+        except subprocess.TimeoutExpired:
+            if left <= 0:
+                raise
+        if stop.is_set():
+            raise Stopped
 
 
 def _ended(code: int) -> str:

@@ -99,7 +99,8 @@ def mounted(table: Path, root: Path) -> Iterator[tuple[int, Path]]:
 
 def visit(work: Callable[[], bool], *, others_only: bool = False) -> list[OSError]:
     """Calls `work` in one namespace after the other, the caller's own first, until it returns
-    True. Returns why namespaces were passed over; what `work` raises comes out.
+    True. Returns why namespaces were passed over; what `work` raises comes out. Raises OSError,
+    too, where there is no thread or descriptor to be had.
 
     It runs on a thread that ends with the last one: coming back could fail, and would leave the
     thread in a foreign namespace. Sockets stay in the namespace in which they were made.
@@ -122,7 +123,10 @@ def visit(work: Callable[[], bool], *, others_only: bool = False) -> list[OSErro
             failed.append(error)
 
     thread = threading.Thread(target=run, name="netns", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # Python's word for EAGAIN: no more processes, or memory
+        raise OSError(errno.EAGAIN, f"network namespaces can't be entered: {error}") from None
     thread.join()
     if failed:
         raise failed[0]
@@ -138,7 +142,8 @@ class Ended(NamedTuple):
 
 
 def destroy(records: Iterable[Record], still: Callable[[Record], bool]) -> Ended:
-    """Ends the sockets of these records wherever they are, as `netlink.destroy` does."""
+    """Ends the sockets of these records wherever they are, as `netlink.destroy` does. Raises
+    nothing: what hinders it may pass, and nobody should end for that."""
     left = set(records)
     ended: list[Record] = []
     refused: list[OSError] = []
@@ -153,7 +158,11 @@ def destroy(records: Iterable[Record], still: Callable[[Record], bool]) -> Ended
         left.difference_update(found)
         return not left
 
-    passed = visit(here) if left else []
+    passed: list[OSError] = []
+    try:
+        passed = visit(here) if left else []
+    except OSError as error:
+        refused[:] = [error]
     return Ended(ended, refused[0] if refused else None, passed)
 
 

@@ -22,6 +22,7 @@ import os
 import platform
 import shutil
 import stat
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,6 +68,8 @@ class Pins:
     root: Path
     sizes: Sizes = field(default_factory=Sizes)
     source_directory: Path = field(default_factory=abi.source_directory)
+    #: Ends loading amid a compilation: `load` raises loading.Stopped then.
+    stop: threading.Event = field(default_factory=threading.Event)
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -288,7 +291,7 @@ class Pins:
     def _compile_sockets(self, generation: Generation) -> None:
         try:
             self._compile(generation, loading.SOCKETS)
-        except errors.PointsmanError:
+        except (errors.PointsmanError, loading.Stopped):
             shutil.rmtree(generation.directory, ignore_errors=True)
             raise
 
@@ -305,7 +308,7 @@ class Pins:
             "features": ["HAVE_PREVIOUS_LOAD"] if migrating else [],
             "helpers": [h.name for h in HELPERS if migrating or h.name != "merge_load"],
         }
-        loading.load(module, request)
+        loading.load(module, request, self.stop)
 
     # -- packets -----------------------------------------------------------------------------
 
@@ -412,6 +415,17 @@ class Pins:
         changed = SocketLinks(self.root).attach(generation.programs, cgroup)
         self._point_to(generation)
         return changed
+
+    def hold(self, generation: Generation, cgroup: Path) -> list[str]:
+        """Attaches again what has come off since: a cgroup that is removed takes its links along,
+        and one that is made anew has none; pins may be deleted. The hooks that changed. Raises
+        NotLoaded where the programs are gone, too; OSError, and what `attach` does."""
+        links = SocketLinks(self.root)
+        if not (generation.programs / HOOKS[0].name).exists():
+            raise errors.NotLoaded(
+                f"what was pinned under {self.root} is gone; 'pointsman up' loads it again"
+            )
+        return [] if links.whole(generation.programs, cgroup) else self.attach(generation, cgroup)
 
     def drop_others(self, generation: Generation) -> None:
         """Unpins every generation but this one. Its maps stay as long as something uses them."""

@@ -20,6 +20,7 @@ from pointsman.stale import Flow, Record
 from pointsman.values import UDP
 
 _INTERVAL = 1.0
+_FOR_GOOD = (errno.EOPNOTSUPP, errno.EPERM)
 _TRIES = 3  # a socket in the middle of its connect has a record, but no peer yet
 
 
@@ -154,8 +155,10 @@ class Reaper:
             problems.append(f"{len(passed)} network namespaces were passed over: {passed[0]}")
         for record in destroyed:
             self._missed[record] = _TRIES
-        for record in left:
-            self._missed[record] += 1
+        # What hinders all may pass, such as that no descriptor is free: then nobody was missed.
+        if not refused or refused.errno in _FOR_GOOD:
+            for record in left:
+                self._missed[record] += 1
         deleted = 0
         try:
             deleted = netlink.delete_flows(flows) if flows else 0

@@ -24,7 +24,8 @@ class Settings:
     service_cidrs: tuple[str, ...] = ("10.96.0.0/12",)
     domain: str = "cluster.local"
     dns_listen: tuple[tuple[str, int], ...] = ()
-    dns_upstreams: tuple[tuple[str, int], ...] = ()
+    #: None: whatever /etc/resolv.conf says at the time.
+    dns_upstreams: tuple[tuple[str, int], ...] | None = ()
     sizes: Sizes = field(default_factory=Sizes)
     #: Name of this node's Node object; "" if it has none.
     node_name: str = ""

@@ -71,6 +71,19 @@ class SocketLinks:
             os.close(target)
         return changed
 
+    def whole(self, programs: Path, cgroup: Path) -> bool:
+        """Whether `attach` would change nothing. Raises OSError where a program or the cgroup is
+        gone."""
+        wanted = cgroup.stat().st_ino
+        for link in self.present():
+            program = bpf.obj_get(programs / link.hook)
+            try:
+                if (link.program, link.cgroup) != (bpf.program_info(program).id, wanted):
+                    return False
+            finally:
+                os.close(program)
+        return True
+
     def remove_all(self) -> list[str]:
         """No program runs any more when it returns; the names of the pins that went."""
         removed = []

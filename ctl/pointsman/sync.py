@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ from pointsman.builtin import DnsService
 from pointsman.choice import choice_of
 from pointsman.clusterip import ClusterIPs
 from pointsman.drainsets import Asked, sets_of
+from pointsman.errors import NotLoaded, PointsmanError
 from pointsman.events import Changed, Listed, Problem
 from pointsman.generations import Loaded
 from pointsman.maps import Maps, apply, take_over
@@ -40,6 +42,7 @@ log = logging.getLogger("pointsman.agent")
 TRIGGER = "endpoints.kubernetes.io/last-change-trigger-time"
 MAX_CIDRS = abi.constants()["MAX_CIDRS"]
 COLLECT = gc.get_threshold()
+_HOLD = 1.0  # seconds between two looks at the links, at least
 
 
 class Sync:
@@ -64,6 +67,8 @@ class Sync:
         #: Services, each with the policies that leave it without an endpoint here.
         self._no_local: dict[Ref, frozenset[str]] = {}
         self._attached = False
+        self._held_at = 0.0
+        self._off: tuple[Problem, ...] = ()  # why links that came off are not attached again
         self._listed = self._retry = self._skips = False
         #: In force, as `masks` gives them. None: what an agent before left.
         self._refused: tuple[tuple[Address, Address], ...] | None = None
@@ -82,8 +87,10 @@ class Sync:
         self.totals = {"syncs": 0, "failures": 0}
         self.last: dict[str, Any] = {}
 
-    def open(self) -> None:
-        """Loads the programs and reads the maps. Raises what `Pins.load` does."""
+    def open(self, stop: threading.Event) -> None:
+        """Loads the programs and reads the maps. Raises what `Pins.load` does, also when `stop` is
+        set meanwhile: on a busy machine a compilation takes longer than who ends us waits."""
+        self._pins.stop = stop
         self._loaded = self._pins.load(packets=self._settings.packets.wanted, later=True)
         name = self._loaded.generation.name
         log.info("loaded generation=%s fresh=%s", name, self._loaded.fresh)
@@ -335,6 +342,26 @@ class Sync:
         gc.freeze()
         gc.set_threshold(*COLLECT)
 
+    def hold(self) -> bool:
+        """Looks, once a second at most, whether the programs are attached still, and mends that;
+        whether there is something to tell. Raises NotLoaded if they are gone."""
+        if not self._attached or time.monotonic() < self._held_at + _HOLD:
+            return False
+        self._held_at, cgroup, before = time.monotonic(), self._settings.cgroup, self._off
+        try:
+            again = self._pins.hold(self._loaded.generation, cgroup)
+        except NotLoaded:
+            raise
+        except (OSError, PointsmanError) as error:
+            message = f"nothing is translated, or not all, for the programs are off {cgroup}"
+            mend = "make that cgroup again; they are attached as soon as that can be"
+            self._off = (Problem(f"{message}: {error}", mend, reason="NotAttached"),)
+        else:
+            self._off = ()
+            if again:
+                log.warning("attached again cgroup=%s hooks=%s", cgroup, ",".join(again))
+        return self._off != before
+
     def _save(self) -> None:
         """What the next start must know; connections don't wait for this disk."""
         self._save_claims()
@@ -368,7 +395,7 @@ class Sync:
 
     def problems(self) -> list[Problem]:
         """What an operator should mend: among the objects, and what has no room in the maps."""
-        found = [*self.tracker.problems]
+        found = [*self._off, *self.tracker.problems]
         found += [problem for each in self._problems.values() for problem in each]
         found += [
             Problem(

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -444,6 +445,8 @@ def test_status_is_0_while_all_is_well_and_1_once_the_agent_is_dead(damaged: Age
 
 def test_status_is_1_and_names_the_hook_whose_link_was_removed(damaged: AgentProcess) -> None:
     damaged.start()
+    assert damaged.process
+    damaged.process.send_signal(signal.SIGSTOP)  # else it attaches it again
     (damaged.root / "links" / "connect4").unlink()
     found = status(damaged, 1)
     assert found["reasons"] == ["connect4: not attached"]

@@ -119,6 +119,22 @@ def test_what_fails_is_named(root: Path, changed_source: Callable[..., Path]) ->
         Pins(root, SMALL, source).load(packets=True)
 
 
+def test_an_agent_that_compiles_ends_as_soon_as_it_is_told_to(
+    node: AgentProcess, changed_source: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A compiler that hangs stands for one that takes longer than systemd or a kubelet waits."""
+    endless = tmp_path / "endless.h"
+    os.mkfifo(endless)
+    source = changed_source(("sock.c", _INCLUDE, f"#include <{endless}>\n{_INCLUDE}"))
+    node.start(source=source, wait=False)
+    until(lambda: children_of(node), "the compiler")
+    compilers = children_of(node)
+    assert node.stop() == 0, node.log.read_text()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in compilers)
+    assert not list(node.root.iterdir()), "nothing half is left"
+    assert node.status() == {}
+
+
 # -- sockets first -------------------------------------------------------------------------------
 
 
@@ -327,7 +343,7 @@ def test_what_was_pinned_stays_where_one_pin_can_not_be_made_again(
         flows = found.info.id
     (generation.maps / "vlans").unlink()
 
-    def fail(module: str, request: object) -> None:
+    def fail(*_: object) -> None:
         raise errors.NoCompiler("no compiler")
 
     with monkeypatch.context() as patched:

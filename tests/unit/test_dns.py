@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from pointsman.dns import DnsServer
 from pointsman.dnslisten import DnsListenError, bind
-from pointsman.dnsupstream import upstreams_from_resolv_conf
+from pointsman.dnsupstream import ResolvConf, upstreams_from_resolv_conf
 from pointsman.objects import (
     Endpoint,
     EndpointPort,
@@ -441,6 +441,22 @@ def test_it_never_forwards_to_itself(zone: Zone) -> None:
         assert ask(address, "example.com").rcode() == dns.rcode.REFUSED
 
 
+def test_upstreams_may_come_and_change_while_it_runs(
+    zone: Zone, upstream: Callable[[Handler], Upstream]
+) -> None:
+    """A node's network is up after its agent, and gets other resolvers with another lease."""
+    one, other = upstream(good), upstream(good)
+    given: list[tuple[str, int]] = []
+    with serving(DnsServer(zone, [("127.0.0.1", 0)], lambda: given)) as address:
+        assert ask(address, "example.com").rcode() == dns.rcode.REFUSED
+        given = [("127.0.0.1", address[1]), one.address]
+        assert addresses(ask(address, "example.com")) == ["192.0.2.80"]
+        assert (len(one.asked), len(other.asked)) == (1, 0)
+        given = [other.address]
+        assert addresses(ask(address, "example.com")) == ["192.0.2.80"]
+        assert (len(one.asked), len(other.asked)) == (1, 1)
+
+
 def test_an_external_name_is_resolved_upstream(
     zone: Zone, upstream: Callable[[Handler], Upstream]
 ) -> None:
@@ -575,3 +591,23 @@ def test_resolv_conf(tmp_path: Path) -> None:
     )
     assert upstreams_from_resolv_conf(str(path)) == [("192.0.2.1", 53), ("fe80::1%lo", 53)]
     assert upstreams_from_resolv_conf(str(tmp_path / "none")) == []
+
+
+def test_resolv_conf_is_followed(tmp_path: Path) -> None:
+    path, new = tmp_path / "resolv.conf", tmp_path / "new"
+    servers = ResolvConf(str(path))
+    assert servers() == []
+    path.symlink_to(tmp_path / "of-a-daemon")  # which has not started yet
+    assert servers() == []
+    (tmp_path / "of-a-daemon").write_text("nameserver 192.0.2.1\n")
+    assert servers() == [("192.0.2.1", 53)]
+    assert servers() is servers()
+    new.write_text("nameserver 192.0.2.2\n")
+    new.rename(path)
+    assert servers() == [("192.0.2.2", 53)]
+    path.write_text("")
+    assert servers() == [("192.0.2.2", 53)]
+    path.write_text("search example.com\nnameserver 192.0.2.3\n")
+    assert servers() == [("192.0.2.3", 53)]
+    path.unlink()
+    assert servers() == [("192.0.2.3", 53)]

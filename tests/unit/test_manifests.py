@@ -530,6 +530,18 @@ class TestWatching:
                 file.flush()
                 watched.until_ports(a=2)
 
+    def test_a_file_that_took_the_place_of_one_that_is_being_written_counts_at_once(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "a.yaml").write_text(service("a", 1))
+        (tmp_path / "good").write_text(service("a", 2))
+        with watching(tmp_path, patience=3600) as watched:
+            watched.until_ports(a=1)
+            with (tmp_path / "a.yaml").open("w"):
+                assert watched.stays(lambda: len(watched.state) == 1)
+                (tmp_path / "good").rename(tmp_path / "a.yaml")
+                watched.until_ports(a=2)
+
     def test_a_file_that_is_gone_before_it_was_closed_is_gone(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text(service("a", 1))
         with watching(tmp_path) as watched:

@@ -13,10 +13,12 @@ from pointsman import abi
 from pointsman import sync as sync_module
 from pointsman.choice import ALGORITHM, DRAIN, SLOW_START, Kept
 from pointsman.context import Context
+from pointsman.errors import KernelTooOld, NotLoaded
 from pointsman.events import Changed, Listed
 from pointsman.objects import Endpoint, EndpointPort, EndpointSlice, ObjectMeta, Ref, Service
 from pointsman.objects import ServicePort as Port
 from pointsman.objects import ServiceSpec as Spec
+from pointsman.pins import Pins
 from pointsman.plan import Limits
 from pointsman.planner import Planner
 from pointsman.settings import Settings
@@ -160,3 +162,34 @@ def test_a_bad_annotation_changes_nothing_also_after_a_restart(
     after.take(Changed((service(algorithm="random"),)))
     assert after.algorithm == 0 and not after.sync.problems()
     assert read_annotations(tmp_path) == {}
+
+
+def test_what_can_not_be_attached_again_is_a_problem_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, looks = Node(tmp_path, monkeypatch), 0
+    fault: Exception | None = FileNotFoundError(2, "No such file or directory")
+
+    def hold(*_: object) -> list[str]:
+        nonlocal looks
+        looks += 1
+        if fault:
+            raise fault
+        return ["connect4"]
+
+    monkeypatch.setattr(Pins, "hold", hold)
+    found: Any = node.sync
+    found._loaded = types.SimpleNamespace(generation=None)
+    assert node.sync.hold()
+    (problem,) = node.sync.problems()
+    assert (problem.reason, problem.severity) == ("NotAttached", "error")
+    assert not node.sync.hold()
+    assert looks == 1, "once a second at most"
+    for fault in (KernelTooOld("too many open files"), None):
+        node.now += 1
+        assert node.sync.hold()
+        assert bool(node.sync.problems()) == bool(fault)
+    fault = NotLoaded("all is gone")
+    node.now += 1
+    with pytest.raises(NotLoaded):
+        node.sync.hold()

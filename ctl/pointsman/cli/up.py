@@ -20,7 +20,6 @@ from pointsman.agent import Agent, Listener, Source
 from pointsman.cli import cluster, configure, options, packets, policies
 from pointsman.config.reload import apply
 from pointsman.config.watch import ConfigWatch
-from pointsman.dnsupstream import upstreams_from_resolv_conf
 from pointsman.errors import PointsmanError
 from pointsman.events import Problem
 from pointsman.manifests import ManifestSource
@@ -180,6 +179,7 @@ def up(verbose: bool, **params: Any) -> None:
     faulthandler.enable(2)
     log_level(verbose=verbose)
     host.require_root()
+    host.allow_files()
     context = click.get_current_context()
     config = params.pop("config")
     settings = settings_of(params)
@@ -244,13 +244,8 @@ def _source(
             each.stop()
 
 
-def settings_of(
-    params: dict[str, Any], upstreams: tuple[tuple[str, int], ...] | None = None
-) -> Settings:
-    """The settings that these parameters of `up` say. Raises click.UsageError.
-
-    `upstreams`: the resolvers to forward to where nothing is said; else /etc/resolv.conf is read.
-    """
+def settings_of(params: dict[str, Any]) -> Settings:
+    """The settings that these parameters of `up` say. Raises click.UsageError."""
     params = dict(params)
     api = cluster.access(params)
     healthz, metrics = cluster.bind_addresses(params, kubernetes=api is not None)
@@ -263,12 +258,6 @@ def settings_of(
             "the DNS server has an address of the service CIDR: add --service-cidr, "
             "which is the API server's --service-cluster-ip-range"
         )
-    if not dns:
-        upstreams = ()
-    elif params["dns_upstreams"] is not None:
-        upstreams = params["dns_upstreams"]
-    elif upstreams is None:
-        upstreams = tuple(upstreams_from_resolv_conf())
     return Settings(
         bpffs=params["bpffs"],
         cgroup=(params["cgroup"] or host.cgroup_root()).absolute(),
@@ -285,7 +274,7 @@ def settings_of(
         end_tcp=params["end_stale_tcp"],
         domain=params["domain"],
         dns_listen=dns or (),
-        dns_upstreams=upstreams,
+        dns_upstreams=params["dns_upstreams"] if dns else (),
         sizes=options.sizes_of(params),
     )
 
@@ -311,7 +300,7 @@ class _Follower:
         try:
             with command.make_context("up", list(self._context.meta[_ARGUMENTS]), parent) as ctx:
                 params = {k: v for k, v in ctx.params.items() if k not in ("verbose", "config")}
-                wanted = settings_of(params, self._settings.dns_upstreams)
+                wanted = settings_of(params)
                 problems: tuple[Problem, ...] = configure.problems(ctx)
         except configure.BadFile as error:
             return Reconfigured(None, error.problems)

@@ -147,13 +147,15 @@ class Monitor:
         )
         self._socket.bind((0, groups))
         self._socket.setblocking(False)
+        self._poll = select.poll()  # select(2) takes no descriptor from 1024 on
+        self._poll.register(self._socket, select.POLLIN)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def changed(self, seconds: float) -> bool:
         """Whether anything was told, at once or within so many seconds; takes all of it."""
-        if not select.select([self._socket], [], [], seconds)[0]:
+        if not self._poll.poll(seconds * 1000):
             return False
         while True:
             try:
